@@ -1,0 +1,99 @@
+"""`Method`: what every file in this folder declares. Knows sites, not graphs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from peft_compiler.errors import MethodError
+from peft_compiler.site import Role, Site
+
+
+class Wiring(StrEnum):
+    """How an inserted module m joins its site. `lowering.wire` has one function for each."""
+
+    BESIDE = "beside"
+    """Projection h: h(x) + m(x), on the site's rows only."""
+    ON_WEIGHT = "on_weight"
+    """Projection with weight W: m(W) in place of W."""
+    AFTER = "after"
+    """Edge y: m(y) in place of y."""
+    EXTEND_KV = "extend_kv"
+    """Attention core: the keys and values m() stand before the core's own."""
+    REPLACE = "replace"
+    """Whole module h: m(x) in place of h(x)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoMerge:
+    """Declared in place of a merge rule by a method that has none."""
+
+    because: str
+
+
+MergeRule = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""(inserted, weight, bias) -> the weight and bias that compute the same function alone.
+
+`weight` holds the site's rows only, laid out (out, in, ...), whatever the base's layout;
+an embedding's is (out, entries), and stacked experts have one more axis in front.
+"""
+
+
+class Method(BaseModel, ABC, frozen=True, extra="forbid"):
+    """A PEFT method: its fields are what a spec may say, its class variables the static facts.
+
+    A field left at None takes a default that depends on the site; `at(site)` fills it in.
+    """
+
+    paper: ClassVar[str]
+    """Identifier of the paper, such as `"arXiv:2106.09685"`."""
+    attaches: ClassVar[Mapping[Role, Wiring]]
+    """Where it may stand, and how it joins there."""
+    default_roles: ClassVar[tuple[Role, ...]]
+    """Where it stands when a rule names no role."""
+    default_cross: ClassVar[bool | None] = None
+    """When a rule does not say: only in cross-attention (True), never (False), or in both (None)."""
+    identity: ClassVar[bool]
+    """Whether a fresh insertion leaves the model's output as it was, bit for bit."""
+    merge: ClassVar[MergeRule | NoMerge]
+
+    kind: str
+    """Name of the method in a spec; each subclass narrows it to one literal."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        declared = ("paper", "attaches", "default_roles", "identity", "merge")
+        missing = [name for name in declared if not hasattr(cls, name)]
+        if missing:
+            raise MethodError(f"{cls.__name__} does not declare {', '.join(missing)}")
+        strangers = [role for role in cls.default_roles if role not in cls.attaches]
+        if strangers:
+            raise MethodError(f"{cls.__name__} stands by default at {', '.join(strangers)}, where it cannot attach")
+
+    def at(self, site: Site) -> Self:
+        """Returns this method with every field that depends on the site filled in."""
+        return self
+
+    def problems(self, site: Site) -> Iterator[str]:
+        """Yields each reason why this method, filled in for `site`, cannot attach there."""
+        if site.role not in self.attaches:
+            allowed = ", ".join(sorted(self.attaches))
+            yield f"{self.kind} attaches to {allowed}; this place is {site.role}"
+
+    def wiring(self, site: Site) -> Wiring:
+        """Returns how a module built for `site` joins it."""
+        return self.attaches[site.role]
+
+    @abstractmethod
+    def parameter_count(self, site: Site) -> int:
+        """Number of trainable parameters that `build(site)` holds, by the paper's formula."""
+
+    @abstractmethod
+    def build(self, site: Site, generator: torch.Generator) -> nn.Module:
+        """Returns a fresh float32 module on the CPU for `site`; draws only from `generator`."""

@@ -1,0 +1,269 @@
+"""`Role` and `Site`: the vocabulary that every stage shares."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+
+class Role(StrEnum):
+    """What a place is for, whatever its architecture calls it."""
+
+    QUERY = "attention.query"
+    KEY = "attention.key"
+    VALUE = "attention.value"
+    ATTENTION_OUTPUT = "attention.output"
+    UP = "feed_forward.up"
+    GATE = "feed_forward.gate"
+    DOWN = "feed_forward.down"
+    MIXER_INPUT = "mixer.input"
+    MIXER_OUTPUT = "mixer.output"
+    ROUTER = "router"
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    NORM = "norm"
+    ATTENTION = "attention"
+    """The attention sub-layer's output, before it joins the residual stream."""
+    FEED_FORWARD = "feed_forward"
+    """The feed-forward sub-layer's output, before it joins the residual stream."""
+    MIXER = "mixer"
+    """The output of a state-space or linear-attention sub-layer, before it joins the residual stream."""
+    ATTENTION_CORE = "attention.core"
+    """Where queries, keys, values and the mask meet."""
+    BLOCK = "block"
+    """The output of a whole block."""
+
+
+class Tower(StrEnum):
+    """The part of a model that a block belongs to, told apart by what flows into it."""
+
+    ENCODER = "encoder"
+    """Of an encoder-decoder: the tower whose output the other one attends to."""
+    DECODER = "decoder"
+    """Of an encoder-decoder: the tower that attends to another one."""
+    TEXT = "text"
+    VISION = "vision"
+    AUDIO = "audio"
+
+
+PROJECTIONS = frozenset(
+    {
+        Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT, Role.UP, Role.GATE, Role.DOWN,
+        Role.MIXER_INPUT, Role.MIXER_OUTPUT, Role.ROUTER, Role.EMBEDDING, Role.HEAD,
+    }
+)  # fmt: skip
+"""Roles whose place is a `Projection`."""
+
+EDGES = frozenset({Role.ATTENTION, Role.FEED_FORWARD, Role.MIXER})
+"""Roles whose place is an `Edge`."""
+
+SHORT_NAMES: Mapping[str, frozenset[Role]] = {
+    "q": frozenset({Role.QUERY}),
+    "k": frozenset({Role.KEY}),
+    "v": frozenset({Role.VALUE}),
+    "o": frozenset({Role.ATTENTION_OUTPUT}),
+    "up": frozenset({Role.UP}),
+    "gate": frozenset({Role.GATE}),
+    "down": frozenset({Role.DOWN}),
+    "attention": frozenset(
+        {Role.ATTENTION, Role.ATTENTION_CORE, Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT}
+    ),
+    "ffn": frozenset({Role.FEED_FORWARD, Role.UP, Role.GATE, Role.DOWN}),
+    "mixer": frozenset({Role.MIXER, Role.MIXER_INPUT, Role.MIXER_OUTPUT}),
+    "linear": PROJECTIONS - {Role.EMBEDDING, Role.HEAD, Role.ROUTER},
+    "embedding": frozenset({Role.EMBEDDING}),
+    "head": frozenset({Role.HEAD}),
+    "norm": frozenset({Role.NORM}),
+    "router": frozenset({Role.ROUTER}),
+    "block": frozenset({Role.BLOCK}),
+}
+"""What a user writes, and the roles that it may stand for; a method takes those that it attaches to.
+
+`ffn` is the sub-layer's output for an adapter and its projections for LoRA. The full
+name of a role, such as `attention.query`, always stands for that role alone.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a fused projection that belong to one role, in ascending order.
+
+    Attributes:
+        runs: (start, length) of each contiguous run.
+        total: Rows of the whole projection.
+
+    >>> str(Rows.of([0, 1, 4, 5], total=8))
+    '2 × [0:2] every 4 of 8'
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    total: int
+
+    @classmethod
+    def of(cls, indices: Iterable[int], total: int) -> "Rows":
+        """Returns the runs that ascending `indices` form."""
+        runs: list[tuple[int, int]] = []
+        for index in indices:
+            if runs and sum(runs[-1]) == index:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((index, 1))
+        return cls(tuple(runs), total)
+
+    def __len__(self) -> int:
+        return sum(length for _, length in self.runs)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Every row, ascending."""
+        return tuple(index for start, length in self.runs for index in range(start, start + length))
+
+    @property
+    def stride(self) -> int | None:
+        """Distance from run to run when all are equally long and far apart, else None."""
+        distances = {later[0] - earlier[0] for earlier, later in pairwise(self.runs)}
+        lengths = {length for _, length in self.runs}
+        return distances.pop() if len(distances) == 1 and len(lengths) == 1 else None
+
+    def __str__(self) -> str:
+        start, length = self.runs[0]
+        if len(self.runs) == 1:
+            return f"[{start}:{start + length}] of {self.total}"
+        if self.stride is not None:
+            return f"{len(self.runs)} × [{start}:{start + length}] every {self.stride} of {self.total}"
+        return f"{len(self)} rows in {len(self.runs)} runs of {self.total}"
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Ties an op seen while capturing to the same op in a container's local graph.
+
+    Both run the same source, so the op is found by the instructions that were active:
+    the chain of (function, instruction offset) from the container's forward down to
+    the code that called the op. It holds in every mode (train, eval, with and without
+    cache) of one process; it is never written to a file.
+
+    Attributes:
+        frames: The chain, outermost first.
+        op: Name of the op, such as `"add"`.
+        occurrence: Which of several equal chains in one call of the container, from 0.
+    """
+
+    frames: tuple[tuple[str, int], ...]
+    op: str
+    occurrence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A matrix of the base and the rows of its output that play one role.
+
+    Attributes:
+        weight: Name of the parameter within the module at the site's path.
+        form: How the parameter is laid out and used: `"linear"` (out, in),
+            `"transposed"` (in, out) as in Conv1D, `"embedding"` (entries, out), `"conv"`
+            (out, in / groups, *kernel), `"experts"` (experts, out, in) and
+            `"transposed_experts"` (experts, in, out).
+        rows: The rows that play the role, or None where all do.
+        anchor: The op that applies the matrix, where it stands in the forward of a
+            module that does more; None where the module is the projection and nothing else.
+        bias: Name of the bias parameter, or None.
+    """
+
+    weight: str
+    form: str
+    rows: Rows | None = None
+    anchor: Anchor | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An activation on its way into an op, such as a branch before its residual add.
+
+    Attributes:
+        anchor: The op that takes the activation.
+        operand: Which tensor operand of that op it is, from 0.
+    """
+
+    anchor: Anchor
+    operand: int
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """Where queries, keys, values and the mask meet.
+
+    Attributes:
+        anchor: The `scaled_dot_product_attention`, or the softmax over the keys.
+        heads: Query heads.
+        key_heads: Key and value heads; fewer than `heads` under grouped or multi-query attention.
+        key_width: Width of one key head.
+        value_width: Width of one value head.
+    """
+
+    anchor: Anchor
+    heads: int
+    key_heads: int
+    key_width: int
+    value_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A module as a whole: a norm, a block."""
+
+
+Place = Projection | Edge | Core | Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place of a model, described well enough to plan without the model.
+
+    Attributes:
+        role: What the place is for.
+        path: The module in whose forward it stands, such as `"model.layers.0.self_attn.q_proj"`.
+        place: What exactly, within that module.
+        width_in: Size of the last axis of what flows in (an embedding: its entries; a
+            convolution: its input channels).
+        width_out: Size of the last axis of what flows out, counting only the role's rows.
+        layer: Index of its block in its tower, from 0; None outside the blocks.
+        tower: Which part of the model, where there is more than one kind or it is known.
+        cross: Whether it belongs to an attention over another tower's output.
+        shape: Shape of the weight, for a projection.
+        module_type: Class name of the module at `path`.
+        evidence: The ops that prove the role, in words, nearest first.
+    """
+
+    role: Role
+    path: str
+    place: Place
+    width_in: int
+    width_out: int
+    layer: int | None = None
+    tower: Tower | None = None
+    cross: bool = False
+    shape: tuple[int, ...] = ()
+    module_type: str = ""
+    evidence: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows of a fused projection that play the role; None where all do."""
+        return self.place.rows if isinstance(self.place, Projection) else None
+
+    @property
+    def experts(self) -> int | None:
+        """Number of experts whose matrices lie stacked in one parameter, or None."""
+        stacked = isinstance(self.place, Projection) and self.place.form.endswith("experts")
+        return self.shape[0] if stacked else None
+
+    @property
+    def name(self) -> str:
+        """Unique among the sites of a model, readable and stable: path, role, and the weight or kind."""
+        facet = ".cross" if self.cross else ""
+        inner = ""
+        if isinstance(self.place, Projection) and self.place.anchor is not None:
+            inner = f".{self.place.weight}"
+        return f"{self.path}{inner}:{self.role}{facet}"
