@@ -54,6 +54,10 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     """Identifier of the paper, such as `"arXiv:2106.09685"`."""
     attaches: ClassVar[Mapping[Role, Wiring]]
     """Where it may stand, and how it joins there."""
+    spoken: ClassVar[tuple[str, ...]]
+    """What a sentence calls it, in the singular, such as `("deep prompt",)`; the first is written back."""
+    spoken_fields: ClassVar[Mapping[str, str]] = {}
+    """Other words for its fields in a sentence, such as `{"rank": "r"}`."""
     default_roles: ClassVar[tuple[Role, ...]]
     """Where it stands when a rule names no role."""
     default_cross: ClassVar[bool | None] = None
@@ -68,7 +72,7 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        declared = ("paper", "attaches", "default_roles", "identity", "merge")
+        declared = ("paper", "attaches", "spoken", "default_roles", "identity", "merge")
         missing = [name for name in declared if not hasattr(cls, name)]
         if missing:
             raise MethodError(f"{cls.__name__} does not declare {', '.join(missing)}")
@@ -95,5 +99,9 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         """Number of trainable parameters that `build(site)` holds, by the paper's formula."""
 
     @abstractmethod
-    def build(self, site: Site, generator: torch.Generator) -> nn.Module:
-        """Returns a fresh float32 module on the CPU for `site`; draws only from `generator`."""
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:
+        """Returns a fresh float32 module on the CPU for `site`; draws only from `generator`.
+
+        `host` is the base's module at `site.path`, to be read and never changed; its
+        parameters may be on the meta device unless the method copies them.
+        """
