@@ -1,0 +1,1 @@
+"""From a model to the places that can be adapted, by dataflow alone. Knows no method."""

@@ -1,0 +1,1 @@
+"""What each place of a captured model is for. One file answers one question."""

@@ -1,0 +1,60 @@
+"""Which instructions were active when an op ran: the chain that `Anchor` compares."""
+
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+from torch import nn
+
+_TORCH = Path(torch.__file__).parent
+_MACHINERY_FOLDER = f"{Path(__file__).parent}/"
+_MACHINERY_FILES = frozenset(
+    str(_TORCH / name)
+    for name in (
+        "overrides.py",
+        "_tensor.py",
+        "functional.py",
+        "_jit_internal.py",
+        "nn/functional.py",
+        "utils/_contextlib.py",
+        "utils/_device.py",
+        "utils/_python_dispatch.py",
+    )
+)
+
+
+def _with_nested(code: CodeType) -> frozenset[CodeType]:
+    """Returns `code` and the code of every function defined within it."""
+    nested = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset({code}).union(*map(_with_nested, nested))
+
+
+# Of its functions only the nested `inner`, which runs the hooks, calls forward as well.
+CALL_IMPL: frozenset[CodeType] = _with_nested(nn.Module._call_impl.__code__)
+"""The code that calls a module's forward: a chain of frames starts below it."""
+
+_ATTENTION = nn.functional.multi_head_attention_forward.__code__
+
+
+def call_chain(frame: FrameType | None, stop: AbstractSet[CodeType] = CALL_IMPL) -> tuple[tuple[str, int], ...]:
+    """Returns (function, instruction offset) of each active frame below `stop`, outermost first.
+
+    Frames that only pass a call on, such as this package's own and torch's Python wrappers
+    of ops, are left out. `multi_head_attention_forward` computes attention itself, and stays.
+
+    Args:
+        frame: Where to start: the innermost frame.
+        stop: The chain ends before the first frame that runs one of these.
+    """
+    chain: list[tuple[str, int]] = []
+    while frame is not None and frame.f_code not in stop:
+        code = frame.f_code
+        if code is _ATTENTION or not _is_machinery(code.co_filename):
+            chain.append((code.co_qualname, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(reversed(chain))
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename in _MACHINERY_FILES or filename.startswith(_MACHINERY_FOLDER)
