@@ -1,0 +1,30 @@
+"""Fixtures that every test may use."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden from this run")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Returns `check(name, text)`: that `text` is what `tests/golden/<name>` holds.
+
+    With `--update-golden` the file is rewritten instead, and the diff is for review.
+    """
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        assert path.exists(), f"no golden file {name}: run pytest --update-golden and review it"
+        assert text + "\n" == path.read_text(encoding="utf-8")
+
+    return check
