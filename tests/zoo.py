@@ -46,7 +46,14 @@ _CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
-        _TOKENS | {"vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        _TOKENS
+        | {
+            "vocab_size": VOCABULARY,
+            "n_embd": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_positions": 128,
+        },
     ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _GROUPED),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", _GROUPED | {"head_dim": 8}),
