@@ -1,8 +1,11 @@
-"""Which instructions were active when an op ran: the chain that `Anchor` compares."""
+"""How an op is told from others while Python runs: its name, and the instructions that led to it."""
 
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +40,9 @@ CALL_IMPL: frozenset[CodeType] = _with_nested(nn.Module._call_impl.__code__)
 _ATTENTION = nn.functional.multi_head_attention_forward.__code__
 
 
-def call_chain(frame: FrameType | None, stop: AbstractSet[CodeType] = CALL_IMPL) -> tuple[tuple[str, int], ...]:
+def call_chain(
+    frame: FrameType | None, stop: AbstractSet[CodeType] = CALL_IMPL
+) -> tuple[tuple[str, int], ...]:
     """Returns (function, instruction offset) of each active frame below `stop`, outermost first.
 
     Frames that only pass a call on, such as this package's own and torch's Python wrappers
@@ -58,3 +63,39 @@ def call_chain(frame: FrameType | None, stop: AbstractSet[CodeType] = CALL_IMPL)
 
 def _is_machinery(filename: str) -> bool:
     return filename in _MACHINERY_FILES or filename.startswith(_MACHINERY_FOLDER)
+
+
+def op_name(function: Callable[..., Any]) -> str:
+    """Returns the name that an `Anchor` gives the op which a torch function mode sees.
+
+    >>> op_name(torch.Tensor.__matmul__), op_name(torch.Tensor.add_)
+    ('matmul', 'add_')
+    """
+    name: str = getattr(function, "__name__", type(function).__name__)
+    if name in ("__get__", "__set__"):
+        return getattr(getattr(function, "__self__", None), "__name__", name)
+    return name.strip("_") if name.startswith("__") and name.endswith("__") else name
+
+
+@contextmanager
+def composites_opened() -> Iterator[None]:
+    """Lets a torch function mode see the ops that `torch.nn.functional` composes, one by one.
+
+    Else `multi_head_attention_forward` is a single op, with everything of interest inside.
+    """
+    modules = (nn.functional, torch.functional)
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    before = [
+        (module, name, vars(module)[name]) for module in modules for name in names if name in vars(module)
+    ]
+    try:
+        for module, name, _ in before:
+            setattr(module, name, _never)
+        yield
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)
+
+
+def _never(*_: object) -> bool:
+    return False
