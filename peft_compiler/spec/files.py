@@ -1,0 +1,148 @@
+"""YAML and JSON text to a `Document` that knows the line and column of each key and value.
+
+Both are read by the same parser. It resolves no tags and follows no aliases, so a small
+file cannot stand for large data, and nothing but scalars, lists and mappings comes out.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
+from peft_compiler.errors import SpecError
+from peft_compiler.spec.documents import Document, Mark, Path, Problem
+
+DEEPEST = 24
+"""How far lists and mappings may be nested."""
+
+PLAIN_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
+
+
+class File(Document):
+    """A file: a place is its name, line and column."""
+
+    def show(self, problem: Problem) -> str:
+        mark = problem.mark or Mark(1, 1)
+        return f"{self.name}:{mark.line}:{mark.column}: {problem.message}"
+
+
+def read_yaml(text: str, name: str) -> File:
+    """Returns the data of YAML text.
+
+    Raises:
+        SpecError: If it is not YAML, or YAML that no spec needs: tags, aliases, deep nesting.
+    """
+    try:
+        problems = tuple(_unwanted(text))
+        root = None if problems else YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        mark = Mark(where.line + 1, where.column + 1) if where else None
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        problems, root = (Problem(f"not YAML: {reason}", mark=mark),), None
+    except YAMLError as error:
+        reason = getattr(error, "reason", error)
+        problems, root = (Problem(f"not YAML: {reason}"),), None
+    if problems:
+        raise _not_readable(name, problems)
+    if root is None:
+        raise _not_readable(name, (Problem("the file is empty; write a rule such as `rules: [{use: lora}]`"),))
+    reader = _Nodes()
+    data = reader.value(root, ())
+    return File(name, data, reader.values, reader.keys, tuple(reader.problems))
+
+
+def read_json(text: str, name: str) -> File:
+    """Returns the data of JSON text.
+
+    Raises:
+        SpecError: If it is not JSON, or deeply nested.
+    """
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = Problem(f"not JSON: {error.msg.lower()}", mark=Mark(error.lineno, error.colno))
+        raise _not_readable(name, (problem,)) from None
+    except RecursionError:
+        raise _not_readable(name, (Problem(f"nested more than {DEEPEST} levels deep"),)) from None
+    # Valid JSON is YAML but for tabs, which can only stand between tokens here.
+    return read_yaml(text.replace("\t", " "), name)
+
+
+def _not_readable(name: str, problems: tuple[Problem, ...]) -> SpecError:
+    file = File(name, None)
+    return SpecError(f"{name} cannot be read", map(file.show, problems))
+
+
+def _unwanted(text: str) -> Iterator[Problem]:
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        mark = Mark(event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, AliasEvent):
+            yield Problem(f"found alias '*{event.anchor}'; write out what it stands for", mark=mark)
+        elif isinstance(event, NodeEvent) and event.anchor is not None:
+            yield Problem(f"found anchor '&{event.anchor}'; a spec has none, remove it", mark=mark)
+        tag = getattr(event, "tag", None)
+        if isinstance(event, ScalarEvent | CollectionStartEvent) and tag is not None:
+            yield Problem(f"found tag '{tag}'; a spec has none, remove it", mark=mark)
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > DEEPEST:
+            yield Problem(f"nested more than {DEEPEST} levels deep", mark=mark)
+            return
+
+
+class _Nodes:
+    """Turns YAML nodes into data, noting where each part stands."""
+
+    def __init__(self) -> None:
+        self.values: dict[Path, Mark] = {}
+        self.keys: dict[Path, Mark] = {}
+        self.problems: list[Problem] = []
+        self.scalars = YAML(typ="safe", pure=True).constructor
+
+    def value(self, node: Any, path: Path) -> Any:
+        self.values[path] = _mark(node)
+        if isinstance(node, MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            mark = _mark(key_node)
+            if not isinstance(key_node, ScalarNode):
+                self.problems.append(Problem("found a key that is a list or mapping, expected a word", mark=mark))
+                continue
+            key = str(key_node.value)
+            inner = (*path, key)
+            if key in data:
+                first = self.keys[inner].line
+                self.problems.append(
+                    Problem(f"found key '{key}' twice, first in line {first}; keep one", inner, mark)
+                )
+                continue
+            self.keys[inner] = mark
+            data[key] = self.value(value_node, inner)
+        return data
+
+    def scalar(self, node: ScalarNode, path: Path) -> Any:
+        # What looks like a date or a merge key is only text here.
+        if str(node.tag) not in PLAIN_SCALARS:
+            return node.value
+        value = self.scalars.construct_object(node)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.problems.append(Problem(f"found '{node.value}', expected a finite number", path, _mark(node)))
+        return value
+
+
+def _mark(node: Any) -> Mark:
+    start, end = node.start_mark, node.end_mark
+    length = end.column - start.column if end.line == start.line else 1
+    return Mark(start.line + 1, start.column + 1, max(length, 1))

@@ -1,0 +1,65 @@
+"""JSON Schema of a spec file, for editors."""
+
+from typing import Any
+
+from peft_compiler.methods import METHODS, TrainedCopy
+from peft_compiler.site import Tower
+from peft_compiler.spec.spec import Spec, Where
+from peft_compiler.spec.terms import ALSO_CALLED, TERMS
+
+JsonSchema = dict[str, Any]
+
+
+def json_schema() -> JsonSchema:
+    """Returns the schema of what a YAML or JSON file may hold, the short forms included."""
+    schema = Spec.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "peft_compiler spec"
+    definitions = schema["$defs"]
+    for name, definition in definitions.items():
+        definitions[name] = _one_paragraph(definition)
+    definitions["Rule"]["properties"]["use"] = _use()
+    definitions["Where"]["properties"] |= _criteria()
+    trained = [term for term, roles in TERMS.items() if not roles.isdisjoint(TrainedCopy.attaches)]
+    schema["properties"]["train"] = _one_or_list({"anyOf": [{"enum": trained}, {"type": "string"}]}) | {
+        "description": Spec.model_fields["train"].description
+    }
+    return schema
+
+
+def _use() -> JsonSchema:
+    """Returns the schema of a method: `lora`, `{lora: {r: 8}}` or `{kind: lora, r: 8}`."""
+    kinds = {method.model_fields["kind"].default: method.__name__ for method in METHODS}
+    settings = {kind: {"$ref": f"#/$defs/{name}", "not": {"required": ["kind"]}} for kind, name in kinds.items()}
+    nested = {
+        "type": "object",
+        "properties": {kind: {"anyOf": [inner, {"type": "null"}]} for kind, inner in settings.items()},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    flat = [{"$ref": f"#/$defs/{name}", "required": ["kind"]} for name in kinds.values()]
+    return {"description": "A method and its settings.", "anyOf": [{"enum": list(kinds)}, nested, *flat]}
+
+
+def _criteria() -> JsonSchema:
+    """Returns the schemas of the criteria that have more than one spelling."""
+    described = {name: field.description for name, field in Where.model_fields.items()}
+    roles = {"anyOf": [{"enum": [*TERMS, *ALSO_CALLED]}, {"type": "string"}]}
+    layers = {"type": ["integer", "string"], "examples": ["all", "0-5", "3, 7", "first 2", "last 4", "every 2nd"]}
+    towers = {"enum": list(map(str, Tower))}
+    return {
+        "role": _one_or_list(roles) | {"description": described["role"]},
+        "layers": _one_or_list(layers) | {"description": described["layers"]},
+        "tower": _one_or_list(towers) | {"description": described["tower"]},
+    }
+
+
+def _one_or_list(item: JsonSchema) -> JsonSchema:
+    return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]}
+
+
+def _one_paragraph(schema: JsonSchema) -> JsonSchema:
+    # An editor shows a description beside the word: of a docstring, the first paragraph is for users.
+    summary = schema.get("description", "").split("\n\n")[0].replace("\n", " ")
+    return schema | {"description": summary}
