@@ -200,6 +200,8 @@ class Core:
         key_heads: Key and value heads; fewer than `heads` under grouped or multi-query attention.
         key_width: Width of one key head.
         value_width: Width of one value head.
+        learned_bias: Whether what is added to the scores is learned or depends on the content
+            (T5, DeBERTa), rather than fixed (a mask, ALiBi) or nothing.
     """
 
     anchor: Anchor
@@ -207,11 +209,18 @@ class Core:
     key_heads: int
     key_width: int
     value_width: int
+    learned_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A module as a whole: a norm, a block."""
+    """A module as a whole: a norm, a block.
+
+    Attributes:
+        parameters: Number of its parameters.
+    """
+
+    parameters: int
 
 
 Place = Projection | Edge | Core | Whole

@@ -1,0 +1,1 @@
+"""Plan x model to compiled model. Knows wirings, no method."""

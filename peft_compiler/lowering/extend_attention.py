@@ -1,0 +1,196 @@
+"""Puts trained keys and values in front of an attention's own, in its local graph.
+
+Where attention is one op, that op is exchanged. Where it is spelt out as scores, softmax and
+context, the prompts' scores take the same way as the keys' own (scale, soft cap, dropout),
+share one softmax with them, and add their values to the context; what the forward returns
+as attention weights keeps the user's length.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.prompted import add_prompt_values, joint_softmax, prompt_scores, prompted_attention
+from peft_compiler.site import Anchor, Core
+
+_FUSED = "scaled_dot_product_attention"
+_CORES = (_FUSED, "softmax")
+_CONTRACTIONS = frozenset({"matmul", "bmm", "baddbmm"})
+_ADDITIVE = frozenset({"add", "sub", "rsub", "iadd", "isub", "masked_fill", "where"})
+"""Ops that bring a mask or a position bias into the scores."""
+
+_SAME_VALUES = frozenset(
+    "view reshape flatten unflatten contiguous transpose permute squeeze unsqueeze expand to float half bfloat16 type"
+    " type_as clone getitem cat detach".split()
+)
+"""Ops that change the layout, the dtype or the columns of the scores, but no score."""
+
+
+def extend_attention(graph: Graph, core: Core, prompts: Node) -> None:
+    """Lets the attention `core` attend to `prompts` too: a node that gives (keys, values).
+
+    Raises:
+        LoweringError: If the attention of this graph has a form that is not known.
+    """
+    op = core_node(graph, core.anchor)
+    if op.target is prompted_attention:
+        op.update_arg(0, (*op.args[0], prompts))  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    elif op_name(op) == _FUSED:
+        op.target = prompted_attention
+        op.args = ((prompts,), core.learned_bias, *op.args)
+    else:
+        _extend_softmax(graph, core, op, prompts)
+
+
+def core_node(graph: Graph, anchor: Anchor) -> Node:
+    """Returns the core's op: the one at `anchor`, or the only one reached by the same call of the forward.
+
+    The same source line may compute attention by one op or spelt out, as the user's
+    attention implementation says; both come from one instruction of the forward.
+    """
+    cores = [node for node in graph.nodes if node.meta.get("anchor") and node.meta["anchor"].op in _CORES]
+    for same in (
+        lambda found: found == anchor,
+        lambda found: found.frames[:1] == anchor.frames[:1],
+        lambda found: found.frames[0][0] == anchor.frames[0][0],
+    ):
+        hits = [node for node in cores if same(node.meta["anchor"])]
+        if len(hits) == 1:
+            return hits[0]
+    raise LoweringError(
+        f"expected one attention (an op {' or '.join(_CORES)}) at {anchor.frames[0][0]} in the forward, found {len(cores)}"
+    )
+
+
+def op_name(node: Node) -> str:
+    """Returns the name of the op that `node` calls, without underscores around it."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return target.strip("_") if node.op in ("call_function", "call_method") else node.op
+
+
+# ------------------------------------------------------------------ attention that is spelt out
+
+
+def _extend_softmax(graph: Graph, core: Core, softmax: Node, prompts: Node) -> None:
+    _check_axis(softmax)
+    scores = _nearest([softmax], lambda node: node.all_input_nodes)
+    context = _nearest([softmax], lambda node: node.users)
+    query, factor = _query_of(scores)
+    way_in = _between(graph, scores, softmax)
+    with graph.inserting_before(softmax):
+        of_prompts = graph.call_function(prompt_scores, (query, (prompts,), core.heads, factor))
+        of_prompts = _follow(graph, way_in, (scores, softmax.args[0]), of_prompts, skip=_SAME_VALUES | _ADDITIVE)
+        bias = None if core.learned_bias else _bias(graph, scores, softmax, way_in)
+        settings = (bias, core.learned_bias, softmax.kwargs.get("dtype"))
+        joint = graph.call_function(joint_softmax, (softmax.args[0], of_prompts, *settings))
+        of_keys = graph.call_function(_first, (joint,))
+        of_prompts = graph.call_function(_second, (joint,))
+    of_keys.meta.update(softmax.meta)
+    softmax.replace_all_uses_with(of_keys, delete_user_cb=lambda user: user is not joint)
+    way_out = [node for node in _between(graph, of_keys, context) if node is not joint]
+    with graph.inserting_before(context):
+        of_prompts = _follow(graph, way_out, (of_keys, context.args[0]), of_prompts, skip=_SAME_VALUES)
+    with graph.inserting_after(context):
+        extended = graph.call_function(add_prompt_values, (context, of_prompts, (prompts,), core.heads))
+    extended.meta.update({key: context.meta[key] for key in ("shape", "dtype")})
+    context.replace_all_uses_with(extended, delete_user_cb=lambda user: user is not extended)
+    graph.erase_node(softmax)
+
+
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
+
+
+def _second(pair: tuple[Any, Any]) -> Any:
+    return pair[1]
+
+
+def _check_axis(softmax: Node) -> None:
+    axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
+    if axis not in (-1, len(softmax.meta["shape"]) - 1):
+        raise LoweringError(f"an attention normalises axis {axis} of its scores; expected the last one, the keys")
+
+
+def _nearest(start: list[Node], step: Callable[[Node], Iterable[Node]]) -> Node:
+    """Returns the contraction of two activations that is nearest to `start`, breadth first."""
+    seen, layer = set(start), start
+    while layer:
+        layer = list(dict.fromkeys(near for node in layer for near in step(node) if near not in seen and "shape" in near.meta))
+        hits = [node for node in layer if op_name(node) in _CONTRACTIONS and not any(n.op == "get_attr" for n in node.all_input_nodes)]
+        if hits:
+            return hits[0]
+        seen.update(layer)
+    raise LoweringError(f"a softmax is not between two contractions of activations ({', '.join(sorted(_CONTRACTIONS))})")
+
+
+def _query_of(scores: Node) -> tuple[Node, float]:
+    """Returns the query operand of the contraction that gives `scores`, and what it multiplies them with."""
+    if op_name(scores) == "baddbmm":
+        # torch.baddbmm(input, batch1, batch2, beta, alpha), or the method of `input`
+        query = scores.kwargs.get("batch1", scores.args[1] if len(scores.args) > 1 else None)
+        return query, scores.kwargs.get("alpha", 1.0)  # pyright: ignore[reportReturnType]
+    return scores.args[0], 1.0  # pyright: ignore[reportReturnType]
+
+
+def _between(graph: Graph, first: Node, last: Node) -> list[Node]:
+    """Returns the nodes on a way from `first` to `last`, both excluded, in order."""
+    after, before = _reach(first, lambda node: node.users), _reach(last, lambda node: node.all_input_nodes)
+    return [node for node in graph.nodes if node in after and node in before]
+
+
+def _reach(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    found: set[Node] = set()
+    todo = [start]
+    while todo:
+        for near in step(todo.pop()):
+            if near not in found:
+                found.add(near)
+                todo.append(near)
+    return found
+
+
+def _follow(graph: Graph, way: list[Node], ends: tuple[Node, Any], value: Node, skip: frozenset[str]) -> Node:
+    """Sends `value` along a copy of `way`, which leads from one of `ends` to the other, without the ops of `skip`.
+
+    An op of `skip` stays nevertheless when all it takes comes from `origin` (as in x - max(x)),
+    since it then shifts every column alike.
+    """
+    origin, end = ends
+    stands_for = {origin: value}
+    for node in way:
+        carriers = [operand for operand in node.all_input_nodes if operand in stands_for]
+        if not carriers:
+            continue
+        if op_name(node) in ("amax", "max", "values", "getattr", "logsumexp"):
+            continue  # a summary of the row, the same for every column: it is used, not followed
+        others = [operand for operand in node.all_input_nodes if operand is not carriers[0]]
+        shifts_row = bool(others) and all(operand in way for operand in others)
+        if op_name(node) in skip and not shifts_row:
+            stands_for[node] = stands_for[carriers[0]]
+        else:
+            stands_for[node] = graph.node_copy(node, lambda operand: stands_for.get(operand, operand))
+    return stands_for[end]
+
+
+def _bias(graph: Graph, scores: Node, softmax: Node, way: list[Node]) -> Node | None:
+    """Returns what masks and position biases add to the scores: where zero scores would come out."""
+    brings = op_name(scores) == "baddbmm" or any(op_name(node) in _ADDITIVE for node in way)
+    if not brings:
+        return None
+    origin = graph.call_function(torch.zeros_like, (scores,))
+    if op_name(scores) == "baddbmm":
+        given, beta = scores.args[0], scores.kwargs.get("beta", 1.0)
+        origin = graph.call_function(_add_scaled, (origin, given, beta))
+    copies, last = {scores: origin}, origin
+    for node in way:
+        if op_name(node) == "cat":
+            break  # further columns, such as attention sinks, are no keys
+        last = copies[node] = graph.node_copy(node, lambda operand: copies.get(operand, operand))
+    return last
+
+
+def _add_scaled(zeros: torch.Tensor, given: torch.Tensor, beta: float) -> torch.Tensor:
+    return zeros + given * beta

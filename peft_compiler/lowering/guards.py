@@ -1,0 +1,63 @@
+"""Guards: what a local graph took for granted, checked each time it runs.
+
+A variant of a local graph is right for one control flow. Where the control flow hung on a
+value (a shape comparison, a `None`, the length of a tuple), the graph asks again. A guard
+that fails before anything was changed leads to another variant; one that fails later
+cannot, because running the forward again would change a cache twice: it is an error.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from peft_compiler.errors import LoweringError
+
+
+class GuardFailed(Exception):
+    """This variant does not fit the call; another one will."""
+
+
+def expect_equal(value: Any, expected: Any) -> None:
+    """The forward branched on `value`, or used it as a plain number."""
+    if value != expected:
+        raise GuardFailed
+
+
+def expect_none(value: Any) -> None:
+    """The forward saw None here."""
+    if value is not None:
+        raise GuardFailed
+
+
+def expect_length(value: Any, length: int) -> None:
+    """The forward unpacked this many items."""
+    if len(value) != length:
+        raise GuardFailed
+
+
+Guard = Callable[..., None]
+
+
+def _after_a_change(guard: Guard) -> Guard:
+    def late(value: Any, *expected: Any) -> None:
+        try:
+            guard(value, *expected)
+        except GuardFailed:
+            _fail_late(guard.__name__, value, expected)
+
+    late.__name__ = late.__qualname__ = f"{guard.__name__}_late"
+    return late
+
+
+def _fail_late(guard: str, value: Any, expected: tuple[Any, ...]) -> NoReturn:
+    raise LoweringError(
+        f"a rewritten forward met a value that it had not met before ({guard}: found {value!r:.80}, had "
+        f"{expected!r:.80}) after it had changed a cache or an input; call it with a fresh cache"
+    )
+
+
+LATE: dict[Guard, Guard] = {guard: _after_a_change(guard) for guard in (expect_equal, expect_none, expect_length)}
+"""Each guard, and its form once something was changed."""
+
+EARLY: dict[Guard, Guard] = {late: guard for guard, late in LATE.items()}
+
+GUARDS = frozenset(LATE) | frozenset(EARLY)

@@ -1,0 +1,141 @@
+"""Plan x model to compiled model: copies, inserts, rewrites, freezes. The caller's model stays as it was."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_compiler.digests import digest
+from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.compilation import Compilation
+from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.rewritten import Flavour, Rewritten, restore, rewrite
+from peft_compiler.lowering.signature import nearest_config
+from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
+
+
+def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> nn.Module:
+    """Returns a model that shares the weights of `model` and holds the insertions of `plan`.
+
+    Only the inserted parameters require gradients. Each insertion draws from a generator of
+    its own, seeded by `seed` and its path, so another rule changes none of its initial values.
+
+    Raises:
+        LoweringError: If a place cannot be rewritten.
+    """
+    compiled = shared_copy(model)
+    by_path = sorted(plan.insertions, key=lambda insertion: insertion.site.path)
+    for path, group in groupby(by_path, key=lambda insertion: insertion.site.path):
+        _insert(compiled, path, [insertion for insertion in plan.insertions if insertion in set(group)], seed)
+    _rewrite_fused_ancestors(compiled)
+    _rewrite_root(compiled)
+    compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests_of(model))
+    _check_count(compiled, plan)
+    warm_up(compiled, example_inputs)
+    return compiled
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of `model` on the storage of its parameters, frozen; buffers are copied."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        # A new object, so that freezing it does not freeze the caller's. Quantised weights are objects of
+        # classes with a state of their own; they cannot require gradients and are shared as they are.
+        plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
+    return copy.deepcopy(model, memo)
+
+
+def base_of(compiled: nn.Module) -> nn.Module:
+    """Returns a plain model of the original classes, without insertions, on the compiled model's own weights."""
+    base = shared_copy(compiled)
+    base.__dict__.pop("compilation", None)
+    for module in list(base.modules()):
+        if isinstance(module, Rewritten):
+            module._modules.pop(NAMESPACE, None)
+            restore(module)
+    return base
+
+
+def digests_of(model: nn.Module) -> dict[str, str]:
+    """Returns the digest of each parameter and buffer of the base, by name; none for a model without weights."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    return {name: digest(tensor) for name, tensor in tensors.items() if not is_inserted(name) and not tensor.is_meta}
+
+
+def warm_up(compiled: nn.Module, example_inputs: Mapping[str, Any]) -> None:
+    """Calls the model once on its example, so that a place that cannot be rewritten shows up now."""
+    parameter = next(compiled.parameters())
+    if any(tensor.is_meta for tensor in compiled.parameters()):
+        return
+    modes = {module: module.training for module in compiled.modules()}
+    inputs = {name: _on(value, parameter.device) for name, value in example_inputs.items()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            compiled.eval()(**inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _insert(compiled: nn.Module, path: str, insertions: list[Insertion], seed: int) -> None:
+    host = compiled.get_submodule(path)
+    if hasattr(host, NAMESPACE):
+        raise LoweringError(f"{path or 'the model'} already has an attribute {NAMESPACE!r}, where insertions would live")
+    inserted = nn.ModuleDict()
+    for insertion in insertions:
+        module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
+        inserted[insertion.name] = module.to(*_home_of(host, compiled))
+    inserted.train(host.training)
+    edits = tuple(Edit(insertion.name, insertion.wiring, insertion.site.place) for insertion in insertions)
+    around = {edit.around for edit in edits}
+    if len(around) > 1:
+        raise LoweringError(f"{path}: {type(host).__name__} would be rewritten both inside and as a whole")
+    rewrite(host, edits, nearest_config(compiled, path), Flavour.AROUND if around == {True} else Flavour.INSIDE)
+    host.add_module(NAMESPACE, inserted)
+
+
+def _rewrite_fused_ancestors(compiled: nn.Module) -> None:
+    """torch's own composite modules read their children's weights in a fast path; traced, they call their children."""
+    for path, module in list(compiled.named_modules()):
+        fused = type(module).__module__.startswith("torch.nn.modules.") and _calls_more_than_children(module)
+        if fused and not isinstance(module, Rewritten) and any(isinstance(below, Rewritten) for below in module.modules()):
+            rewrite(module, (), nearest_config(compiled, path), Flavour.INSIDE)
+
+
+def _calls_more_than_children(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and next(module.children(), None) is not None
+
+
+def _rewrite_root(compiled: nn.Module) -> None:
+    if not isinstance(compiled, Rewritten):
+        rewrite(compiled, (), compiled.__dict__.get("config"), Flavour.KEPT)
+
+
+def generator_for(path: str, seed: int) -> torch.Generator:
+    """Returns a generator that depends on `seed` and `path` alone."""
+    # Not hash(): it differs from one process to the next.
+    material = hashlib.sha256(f"{seed}:{path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(material[:7], "big"))
+
+
+def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Returns where inserted parameters live, and their dtype: the host's, or float32 where its weights are quantised."""
+    tensors = [*host.parameters(), *host.buffers(), *compiled.parameters()]
+    device = tensors[0].device
+    weight = next((tensor for tensor in [*host.parameters(), *compiled.parameters()]), tensors[0])
+    return device, weight.dtype if weight.dtype.is_floating_point and weight.element_size() > 1 else torch.float32
+
+
+def _check_count(compiled: nn.Module, plan: Plan) -> None:
+    built = sum(parameter.numel() for parameter in compiled.parameters() if parameter.requires_grad)
+    if built != plan.trainable:
+        raise LoweringError(f"the plan promises {plan.trainable:,} trainable parameters, built were {built:,}")
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

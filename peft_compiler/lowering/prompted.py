@@ -1,0 +1,99 @@
+"""Attention whose keys and values are preceded by trainable ones.
+
+Prefix-tuning (arXiv:2101.00190, section 4) and P-tuning v2 (arXiv:2110.07602, section 3.2)
+put trained keys and values in front of every attention's own. They are added where
+attention is computed, after the cache, so a cache never holds them and keeps its length.
+
+Prompts are pairs (keys, values) of shapes (key_heads, n, key_width) and (key_heads, n, value_width).
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the field's name for it)
+from torch import Tensor
+
+Prompts = tuple[tuple[Tensor, Tensor], ...]
+
+
+def join_prompts(prompts: Prompts, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns keys (heads, n, key_width) and values (heads, n, value_width) of all `prompts`, the last one first.
+
+    Under grouped-query attention each prompt head serves as many heads as the group has.
+    """
+    keys = torch.cat([keys for keys, _ in reversed(prompts)], 1) if len(prompts) > 1 else prompts[0][0]
+    values = torch.cat([values for _, values in reversed(prompts)], 1) if len(prompts) > 1 else prompts[0][1]
+    group = heads // keys.shape[0]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+    return keys.to(like.dtype), values.to(like.dtype)
+
+
+def prompt_bias(bias: Tensor, learned: bool) -> Tensor:
+    """Returns what is added to the scores of prompts, (..., queries, 1), next to an additive `bias` (..., queries, keys).
+
+    A prompt has no position. Where the bias is learned or depends on the content (T5,
+    DeBERTa) that means 0. A fixed one (ALiBi) is defined only up to a shift of each query's
+    row, so 0 would mean something else in each implementation and at each length: a prompt
+    is as near as the nearest key that the query sees. For a plain mask both give 0.
+    """
+    return torch.zeros_like(bias[..., :1]) if learned else bias.amax(-1, keepdim=True)
+
+
+def prompted_attention(
+    prompts: Prompts,
+    learned_bias: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` over prompts and keys: every query sees every prompt."""
+    keys, values = join_prompts(prompts, key.shape[-3], key)
+    length = keys.shape[1]
+    if is_causal:
+        # What the flag means to torch: aligned at the upper left corner.
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None:
+        attn_mask = _extended(attn_mask, length, key.shape[-2], learned_bias)
+    batch = key.shape[:-3]
+    return F.scaled_dot_product_attention(
+        query,
+        torch.cat([keys.expand(*batch, *keys.shape), key], -2),
+        torch.cat([values.expand(*batch, *values.shape), value], -2),
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+
+
+def _extended(mask: Tensor, length: int, keys: int, learned: bool) -> Tensor:
+    mask = mask.expand(*mask.shape[:-1], keys)  # a mask of one column stands for all
+    if mask.dtype == torch.bool:
+        return F.pad(mask, (length, 0), value=True)
+    return torch.cat([prompt_bias(mask, learned).expand(*mask.shape[:-1], length), mask], -1)
+
+
+def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float = 1.0) -> Tensor:
+    """Returns the scores of prompts, (batch, heads, queries, n), for a query (batch, heads, queries, width) or one with both flat."""
+    query = query if query.dim() == 4 else query.unflatten(0, (-1, heads))
+    return (query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)) * factor
+
+
+def joint_softmax(scores: Tensor, of_prompts: Tensor, bias: Tensor | None, learned: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """Returns the probabilities of the keys, shaped as `scores`, and of the prompts, under one softmax."""
+    length = of_prompts.shape[-1]
+    if bias is not None:
+        of_prompts = of_prompts + prompt_bias(bias, learned).reshape(*of_prompts.shape[:-1], 1)
+    joint = torch.cat([of_prompts.reshape(*scores.shape[:-1], length).to(scores.dtype), scores], -1)
+    probabilities = joint.softmax(-1, dtype=dtype)
+    return probabilities[..., length:], probabilities[..., :length]
+
+
+def add_prompt_values(context: Tensor, probabilities: Tensor, prompts: Prompts, heads: int) -> Tensor:
+    """Returns `context` plus what the prompts' values contribute under `probabilities`."""
+    flat = probabilities.reshape(-1, heads, *probabilities.shape[-2:])
+    return context + (flat @ join_prompts(prompts, heads, flat)[1]).reshape(context.shape).to(context.dtype)

@@ -1,0 +1,220 @@
+"""The class of a rewritten module: a GraphModule, and still its original class.
+
+The object stays the same and changes its class, so whatever goes by identity, by
+`isinstance` or by class name (output recording, sharding, no-split lists) finds what it
+knew. A module that an insertion joins as a whole gets one fixed graph: its host's forward
+and the insertions around it. A module that is rewritten inside gets one graph for each
+signature of calls, traced when first met. State is the edits; graphs are rebuilt from them.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.emit import ITSELF, emit, tidy
+from peft_compiler.lowering.guards import GuardFailed
+from peft_compiler.lowering.signature import signature_of
+from peft_compiler.lowering.trace import LocalTracer
+from peft_compiler.lowering.wire import WIRE
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One local graph, with all edits, and the function that it was compiled to."""
+
+    graph: Graph
+    code: str
+    run: Callable[..., Any]
+    arguments: tuple[int | str, ...] = ()
+
+
+@dataclass(slots=True)
+class Rewriting:
+    """What a rewritten module knows: its edits, and a cache of variants that copies and files leave out."""
+
+    edits: tuple[Edit, ...]
+    config: object = None
+    variants: dict[Hashable, list[Variant]] = field(default_factory=dict[Hashable, list[Variant]])
+
+    def __getstate__(self) -> tuple[tuple[Edit, ...], object]:
+        return self.edits, self.config
+
+    def __setstate__(self, state: tuple[tuple[Edit, ...], object]) -> None:
+        self.edits, self.config = state
+        self.variants = {}
+
+
+class Rewritten(GraphModule):
+    """Comes before the original class in the bases of a rewritten module's class."""
+
+    original: ClassVar[type[nn.Module]]
+    flavour: ClassVar["Flavour"]
+    fixed: ClassVar[Variant | None] = None
+    rewriting: Rewriting
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Constructing the class anew gives the plain original."""
+        return cls.original(*args, **kwargs)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the newest signature. To change it, change the spec and compile again."""
+        return self._newest().graph
+
+    @property
+    def code(self) -> str:
+        """The Python code of `graph`."""
+        return self._newest().code
+
+    def _newest(self) -> Variant:
+        if self.fixed is not None:
+            return self.fixed
+        variants = [variant for found in self.rewriting.variants.values() for variant in found]
+        if not variants:
+            raise LoweringError(f"{self.original.__name__} has no graph yet: a signature is traced when it is first called")
+        return variants[-1]
+
+    def recompile(self) -> Any:
+        """Forgets all graphs; each signature is traced again when it is next met."""
+        self.rewriting.variants.clear()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        # Another dtype or device: what a graph took for granted may no longer hold.
+        self.rewriting.variants.clear()
+        return self.original._apply(self, fn, recurse)
+
+    @property
+    def itself(self) -> "Rewritten":
+        """The module, for its own graph."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rewritten":
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def __copy__(self) -> "Rewritten":
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (self.original, self.flavour, self.rewriting.edits), self.__dict__
+
+
+class Flavour(StrEnum):
+    """How the forward of a rewritten module comes about."""
+
+    AROUND = "around"
+    """Insertions join the module as a whole: one fixed graph, known in advance."""
+    INSIDE = "inside"
+    """The module is rewritten inside: a graph for each signature of calls."""
+    KEPT = "kept"
+    """Nothing joins it: the original forward runs, and its graph is traced when looked at."""
+
+
+def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour: Flavour) -> None:
+    """Changes the class of `module`, in place, so that its forward does what `edits` say."""
+    module.__dict__["rewriting"] = Rewriting(edits, config)
+    module.__class__ = _class_for(type(module), flavour, edits)
+
+
+def restore(module: Rewritten) -> None:
+    """Gives a rewritten module its original class back, in place."""
+    del module.__dict__["rewriting"]
+    module.__class__ = module.original
+
+
+def _blank(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> nn.Module:
+    return object.__new__(_class_for(original, flavour, edits))
+
+
+def _class_for(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> type[nn.Module]:
+    # A fixed graph belongs to its class; the others are kept by each module.
+    return _make_class(original, flavour, edits if flavour is Flavour.AROUND else ())
+
+
+@functools.cache
+def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> type[nn.Module]:
+    inherited = {
+        name: getattr(original, name)
+        for name in vars(GraphModule)
+        if name not in vars(Rewritten) and hasattr(original, name) and name not in ("__dict__", "__weakref__")
+    }
+    own: dict[str, Any] = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    own |= {"original": original, "flavour": flavour}
+    if flavour is Flavour.AROUND:
+        own["fixed"] = fixed_variant(original, edits)
+        own["forward"] = own["fixed"].run
+    if flavour is Flavour.INSIDE:
+        own["forward"] = _dispatching(original)
+    return type(original)(original.__name__, (Rewritten, original), inherited | own)
+
+
+def fixed_variant(original: type[nn.Module], edits: tuple[Edit, ...]) -> Variant:
+    """Returns the graph of a module that insertions join as a whole: its host's forward, and `edits` around it."""
+    graph = Graph()
+    graph._graph_namespace.create_name("self", None)
+    positional: list[Node] = []
+    keywords: dict[str, Node] = {}
+    for parameter in list(inspect.signature(original.forward).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue  # a projection has nothing to do with more than its named arguments
+        node = graph.placeholder(parameter.name, default_value=parameter.default)
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            keywords[parameter.name] = node
+        else:
+            positional.append(node)
+    host = graph.call_function(original.forward, (graph.get_attr(ITSELF), *positional), keywords)
+    host.meta["host"] = True
+    graph.output(host)
+    return finished(graph, edits, ())
+
+
+def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:
+    """Returns a forward that runs the variant which fits the call."""
+
+    @functools.wraps(original.forward)
+    def forward(self: Rewritten, *args: Any, **kwargs: Any) -> Any:
+        rewriting = self.__dict__["rewriting"]
+        signature = signature_of(self, rewriting.config, args, kwargs)
+        for variant in rewriting.variants.get(signature, ()):
+            try:
+                return variant.run(self, *[args[a] if type(a) is int else kwargs[a] for a in variant.arguments])
+            except GuardFailed:
+                continue
+        variant = trace_variant(self, signature, args, kwargs)
+        return variant.run(self, *[args[a] if type(a) is int else kwargs[a] for a in variant.arguments])
+
+    return forward
+
+
+@torch.compiler.disable
+def trace_variant(module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
+    """Traces the original forward for this call, applies the edits and keeps the result."""
+    tracer = LocalTracer(module)
+    graph = tracer.trace(module.original.forward, args, kwargs)
+    variant = finished(graph, module.rewriting.edits, tuple(tracer.arguments))
+    module.rewriting.variants.setdefault(signature, []).insert(0, variant)
+    return variant
+
+
+def finished(graph: Graph, edits: tuple[Edit, ...], arguments: tuple[int | str, ...]) -> Variant:
+    """Returns the variant that `graph` is after all `edits`."""
+    for edit in edits:
+        WIRE[edit.wiring](graph, edit)
+    tidy(graph)
+    graph.lint()
+    code, run = emit(graph)
+    return Variant(graph, code, run, arguments)

@@ -1,0 +1,24 @@
+"""Places a delta on the rows of a fused projection; every other row gets exactly zero."""
+
+import torch
+from torch import Tensor
+
+from peft_compiler.site import Rows
+
+
+def on_rows(delta: Tensor, runs: tuple[tuple[int, int], ...], total: int) -> Tensor:
+    """Returns a tensor (..., total) that holds `delta` (..., rows) at the rows of `runs` and zero elsewhere."""
+    rows = Rows(runs, total)
+    start, length = runs[0]
+    if len(runs) == 1:
+        return torch.nn.functional.pad(delta, (start, total - start - length))
+    stride = rows.stride
+    if stride is not None and total == stride * len(runs):
+        periods = delta.unflatten(-1, (len(runs), length))
+        return torch.nn.functional.pad(periods, (start, stride - start - length)).flatten(-2)
+    pieces: list[Tensor] = []
+    done = taken = 0
+    for start, length in runs:
+        pieces += [delta.new_zeros(*delta.shape[:-1], start - done), delta[..., taken : taken + length]]
+        done, taken = start + length, taken + length
+    return torch.cat([*pieces, delta.new_zeros(*delta.shape[:-1], total - done)], -1)

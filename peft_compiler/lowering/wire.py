@@ -1,0 +1,139 @@
+"""One graph edit per `Wiring`. Nothing here knows any method.
+
+Each edit finds its place in a local graph by the place's anchor and joins the inserted
+module there. Edits at one place compose in plan order.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.extend_attention import extend_attention
+from peft_compiler.lowering.rows import on_rows
+from peft_compiler.methods import Wiring
+from peft_compiler.plan import NAMESPACE
+from peft_compiler.site import Anchor, Core, Edge, Projection
+
+INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
+"""Which tensor operand of an op is the data, where it is not the first."""
+
+
+def inserted_call(graph: Graph, edit: Edit, *args: Any) -> Node:
+    """Calls the inserted module at the current point of insertion."""
+    return graph.call_module(f"{NAMESPACE}.{edit.name}", args)
+
+
+def anchored(graph: Graph, anchor: Anchor | None) -> Node:
+    """Returns the node that is the op of `anchor`, or the call of the host where there is none.
+
+    Raises:
+        LoweringError: If this graph does not come by that op.
+    """
+    for node in graph.nodes:
+        if node.meta.get("anchor") == anchor and (anchor is not None or node.meta.get("host")):
+            return node
+    assert anchor is not None
+    raise LoweringError(
+        f"the forward did not come by the op {anchor.op} at {anchor.frames[-1][0]} where the plan joins an insertion; "
+        "it takes another way in this mode (such as another attention implementation): compile it in that mode"
+    )
+
+
+def take_over(old: Node, new: Node) -> None:
+    """Hands every user of `old` except what leads to `new` over to `new`."""
+    between = {new, *_ancestors_after(old, new)}
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in between, propagate_meta=False)
+    new.meta.update({key: old.meta[key] for key in ("shape", "dtype") if key in old.meta})
+    old.meta["replaced_by"] = new
+
+
+def current(node: Node) -> Node:
+    """Returns what stands for the output of `node` after earlier edits."""
+    while "replaced_by" in node.meta:
+        node = node.meta["replaced_by"]
+    return node
+
+
+def wire_beside(graph: Graph, edit: Edit) -> None:
+    """h(x) becomes h(x) + m(x), on the site's rows."""
+    assert isinstance(edit.place, Projection)
+    op = anchored(graph, edit.place.anchor)
+    output = current(op)
+    data = op.args[1] if op.meta.get("host") else op.args[INPUT_OPERAND.get(op.meta["anchor"].op, 0)]
+    with graph.inserting_before(output.next):
+        delta = inserted_call(graph, edit, data)
+        if edit.place.rows is not None:
+            delta = graph.call_function(on_rows, (delta, edit.place.rows.runs, edit.place.rows.total))
+        adapted = graph.call_function(operator.add, (output, delta))
+    take_over(output, adapted)
+
+
+def wire_on_weight(graph: Graph, edit: Edit) -> None:
+    """W becomes m(W) wherever the forward reads it."""
+    assert isinstance(edit.place, Projection)
+    reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == edit.place.weight]
+    if not reads:
+        raise LoweringError(f"the forward does not read its weight {edit.place.weight} itself")
+    for read in reads:
+        weight = current(read)
+        with graph.inserting_before(weight.next):
+            adapted = inserted_call(graph, edit, weight)
+        take_over(weight, adapted)
+
+
+def wire_after(graph: Graph, edit: Edit) -> None:
+    """The activation y on its way into an op becomes m(y)."""
+    assert isinstance(edit.place, Edge)
+    op = anchored(graph, edit.place.anchor)
+    positions = [i for i, argument in enumerate(op.args) if isinstance(argument, Node) and "shape" in argument.meta]
+    position = positions[edit.place.operand]
+    activation = op.args[position]
+    with graph.inserting_before(op):
+        adapted = inserted_call(graph, edit, activation)
+    adapted.meta.update({key: activation.meta[key] for key in ("shape", "dtype")})  # pyright: ignore
+    op.update_arg(position, adapted)
+
+
+def wire_extend_kv(graph: Graph, edit: Edit) -> None:
+    """Keys and values of an attention are preceded by those of m()."""
+    assert isinstance(edit.place, Core)
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        prompts = inserted_call(graph, edit)
+    extend_attention(graph, edit.place, prompts)
+
+
+def wire_replace(graph: Graph, edit: Edit) -> None:
+    """h(x) becomes m(x)."""
+    host = anchored(graph, None)
+    with graph.inserting_before(host):
+        copied = graph.call_module(f"{NAMESPACE}.{edit.name}", host.args[1:], dict(host.kwargs))
+    take_over(host, copied)
+    graph.erase_node(host)
+
+
+WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
+    Wiring.BESIDE: wire_beside,
+    Wiring.ON_WEIGHT: wire_on_weight,
+    Wiring.AFTER: wire_after,
+    Wiring.EXTEND_KV: wire_extend_kv,
+    Wiring.REPLACE: wire_replace,
+}
+
+
+def _ancestors_after(old: Node, new: Node) -> set[Node]:
+    """Nodes between `old` and `new` on which `new` depends."""
+    found: set[Node] = set()
+    todo = [new]
+    while todo:
+        for node in todo.pop().all_input_nodes:
+            if node is not old and node not in found and old < node:
+                found.add(node)
+                todo.append(node)
+    return found
+
+
