@@ -36,11 +36,13 @@ class NoMerge:
     because: str
 
 
-MergeRule = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""(inserted, weight, bias) -> the weight and bias that compute the same function alone.
+MergeRule = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""(inserted, the site's parameters) -> the parameters that compute the same function alone.
 
-`weight` holds the site's rows only, laid out (out, in, ...), whatever the base's layout;
-an embedding's is (out, entries), and stacked experts have one more axis in front.
+A projection's parameters are called `"weight"` and, where it has one, `"bias"`, and hold
+the site's rows only, laid out (out, in, ...), whatever the base's layout; an embedding's
+weight is (out, entries), and stacked experts have one more axis in front. A whole
+module's parameters have the names that the module gives them.
 """
 
 
