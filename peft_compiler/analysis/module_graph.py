@@ -1,0 +1,111 @@
+"""`ModuleGraph`: everything that one run of a model showed, as frozen data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import fx
+
+from peft_compiler.site import Anchor
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What is known of one value of the graph. A node is an op and the one tensor that it made.
+
+    Attributes:
+        order: Position among all nodes, in order of execution.
+        op: Name of the op as in `Anchor`, `"input"` or `"parameter"`.
+        shape: Shape of the tensor.
+        dtype: Its type.
+        module: Path of the innermost module that ran.
+        anchor: Finds the op again in the module's own graph; None for inputs and parameters.
+    """
+
+    order: int
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    module: str
+    anchor: Anchor | None = None
+
+
+def fact(node: fx.Node) -> Fact:
+    """Returns what capture noted about `node`."""
+    return node.meta["fact"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFact:
+    """What is known of one module.
+
+    Attributes:
+        type: Name of its class.
+        children: Names of its children, in order.
+        is_collection: Whether it only lists its children: a ModuleList, ModuleDict or Sequential.
+        parameters: Names of the parameters that it holds itself.
+    """
+
+    type: str
+    children: tuple[str, ...]
+    is_collection: bool
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The tensors that went into and came out of the first call of a module."""
+
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class ModuleGraph:
+    """The ops of one run, and the tree of modules that they stand in.
+
+    Attributes:
+        graph: One node a tensor, in order of execution; each has a `fact`.
+        modules: Every module by path; the model itself is `""`.
+        parameters: Names of each parameter or buffer that was used, all of them where it is tied.
+        inputs: Tensors that the model was called with, by name.
+        outputs: Tensors that it returned, by where they are in the output.
+        calls: The first call of each module that ran, by path.
+        faked: How many values were made up because they depend on data that is not there.
+    """
+
+    graph: fx.Graph
+    modules: Mapping[str, ModuleFact]
+    parameters: Mapping[fx.Node, tuple[str, ...]]
+    inputs: Mapping[str, fx.Node]
+    outputs: Mapping[str, fx.Node]
+    calls: Mapping[str, Call]
+    faked: int
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Every value, in order of execution."""
+        return tuple(node for node in self.graph.nodes if node.op != "output")
+
+    def network(self) -> nx.DiGraph:
+        """Returns the flow of data, for algorithms on graphs and for drawing; nodes carry their facts."""
+        network = nx.DiGraph()
+        for node in self.nodes:
+            network.add_node(node.name, fact=fact(node))
+            network.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
+        return network
+
+
+def parent(path: str) -> str:
+    """Returns the path of the module that holds the one at `path`.
+
+    >>> parent("layers.0.attention"), parent("layers")
+    ('layers.0', '')
+    """
+    return path.rpartition(".")[0]
+
+
+def is_within(path: str, module: str) -> bool:
+    """Whether `path` is the module itself or stands somewhere in it."""
+    return not module or path == module or path.startswith(f"{module}.")
