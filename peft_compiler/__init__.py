@@ -1,0 +1,84 @@
+"""Parameter-efficient fine-tuning as a compiler: the public names, nothing else.
+
+>>> import peft_compiler as pc
+>>> pc.Role.QUERY.value
+'attention.query'
+
+A name is loaded when it is first used, so that importing the package does not import torch.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft_compiler.compiling import compile as compile
+    from peft_compiler.compiling import find_sites as find_sites
+    from peft_compiler.compiling import plan as plan
+    from peft_compiler.errors import CaptureError as CaptureError
+    from peft_compiler.errors import InterchangeError as InterchangeError
+    from peft_compiler.errors import LoweringError as LoweringError
+    from peft_compiler.errors import MergeError as MergeError
+    from peft_compiler.errors import MethodError as MethodError
+    from peft_compiler.errors import PeftCompilerError as PeftCompilerError
+    from peft_compiler.errors import PlanError as PlanError
+    from peft_compiler.errors import SpecError as SpecError
+    from peft_compiler.interchange import load as load
+    from peft_compiler.interchange import save as save
+    from peft_compiler.merging import merge as merge
+    from peft_compiler.plan import Plan as Plan
+    from peft_compiler.site import Role as Role
+    from peft_compiler.site import Site as Site
+    from peft_compiler.spec import Spec as Spec
+    from peft_compiler.verifying import Report as Report
+    from peft_compiler.verifying import verify as verify
+
+_HOME_OF = {
+    "CaptureError": "errors",
+    "InterchangeError": "errors",
+    "LoweringError": "errors",
+    "MergeError": "errors",
+    "MethodError": "errors",
+    "PeftCompilerError": "errors",
+    "Plan": "plan",
+    "PlanError": "errors",
+    "Report": "verifying",
+    "Role": "site",
+    "Site": "site",
+    "Spec": "spec",
+    "SpecError": "errors",
+    "compile": "compiling",
+    "find_sites": "compiling",
+    "load": "interchange",
+    "merge": "merging",
+    "plan": "compiling",
+    "save": "interchange",
+    "verify": "verifying",
+}
+"""The module that each public name comes from."""
+
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll] - the names are those imported above
+
+
+class _Package(ModuleType):
+    """A package whose public names win over its modules of the same name: `plan` is both."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

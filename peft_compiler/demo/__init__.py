@@ -1,0 +1,1 @@
+"""What `peft-compiler demo` runs: real weights and real text that come inside packages."""

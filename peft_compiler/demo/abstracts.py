@@ -1,0 +1,48 @@
+"""A decoder learns to write like the abstracts of papers on computational linguistics."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel
+
+from peft_compiler.demo import texts
+from peft_compiler.demo.task import Batch, Task
+from peft_compiler.demo.weights import decoder
+
+LENGTH = 96
+"""Tokens of each abstract that are read: the demo is to end in minutes."""
+
+
+def abstracts(seed: int = 0) -> Task:
+    """Returns the task: SmolLM2-135M, the starts of 100 abstracts, the loss on 50 others."""
+    base, tokenizer = decoder()
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+    def inputs(split: str) -> list[Mapping[str, Any]]:
+        return [dict(tokenizer(text, truncation=True, max_length=LENGTH)) for text in texts.abstracts(split)]
+
+    train_inputs, test_inputs = inputs("train"), inputs("val")
+    test_batches = [
+        dict(collate(test_inputs[start : start + 10])) for start in range(0, len(test_inputs), 10)
+    ]
+    return Task(
+        title=f"SmolLM2-135M learns from {len(train_inputs)} abstracts to write the next word",
+        spec="LoRA r=8 on q,v; adapters after FFN; deep prompts on every layer",
+        load=lambda: decoder()[0],
+        tokenizer=tokenizer,
+        examples=train_inputs,
+        collate=lambda examples: dict(collate(examples)),
+        batch=dict(collate(test_inputs[:2])),
+        score=lambda model: loss(model, test_batches),
+        measure=f"loss on {len(test_inputs)} other abstracts (less is better)",
+        references={"base model": loss(base, test_batches)},
+        training={"max_steps": 24, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "seed": seed},
+    )
+
+
+@torch.no_grad()
+def loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
+    """Returns the mean of the batches' next-token losses."""
+    model.eval()
+    return torch.stack([model(**batch).loss for batch in batches]).mean().item()

@@ -1,0 +1,41 @@
+"""`Task`: a real model, real text and a score, as plain data for `run`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one demo learns, and how well that went.
+
+    Attributes:
+        title: What is learned from what, in a line.
+        spec: The sentence that is compiled.
+        load: Returns a fresh copy of the same base model each time.
+        tokenizer: The base model's tokenizer.
+        examples: What is trained on: unpadded model inputs.
+        collate: Pads some of them to one batch.
+        batch: One batch of texts that were not trained on.
+        score: Returns how good a model is on texts that were not trained on.
+        measure: What the score is, and which way is better.
+        references: What the score is compared with.
+        training: Settings of the Trainer that differ from its defaults.
+    """
+
+    title: str
+    spec: str
+    load: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Mapping[str, Any]]
+    collate: Callable[[list[Mapping[str, Any]]], Batch]
+    batch: Batch
+    score: Callable[[PreTrainedModel], float]
+    measure: str
+    references: Mapping[str, float]
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
