@@ -2,12 +2,20 @@
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from peft_compiler.methods import Method, Wiring
-from peft_compiler.site import Site
+from peft_compiler.site import Rows, Site
 from peft_compiler.spec import Spec
+from peft_compiler.spec.write import method_sentence
 
 NAMESPACE = "inserted"
 """The child, of each module that an insertion joins, which owns the inserted parameters."""
@@ -106,6 +114,65 @@ class Plan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def __str__(self) -> str:
-        from peft_compiler.inspection.text import plan_table
+        # Always the same text, whatever the terminal: people compare and keep it.
+        console = Console(width=110, color_system=None, markup=False, highlight=False, emoji=False)
+        with console.capture() as capture:
+            console.print(_table(self))
+        share = f", {self.trainable / self.base_parameters:.3%} of the base's" if self.base_parameters else ""
+        total = f"{self.trainable:,} trainable parameters{share} {self.base_parameters:,}"
+        lines = [line.rstrip() for line in capture.get().splitlines()]
+        return "\n".join([*filter(None, lines), f"  {total}"])
 
-        return plan_table(self)
+
+def _table(plan: Plan) -> Table:
+    """Returns one row for all insertions that differ in nothing but the layer."""
+    groups: dict[tuple[str, ...], list[Insertion]] = defaultdict(list)
+    for insertion in plan.insertions:
+        groups[_common(plan, insertion)].append(insertion)
+    rows: list[tuple[str, ...]] = []
+    before: tuple[str, str] | None = None
+    for (rule, method, place, tower, width, part, each), members in groups.items():
+        layers = layer_ranges(member.site.layer for member in members)
+        in_all = f"{sum(member.parameters for member in members):,}"
+        heading = ("", "") if (rule, method) == before else (rule, method)
+        rows.append((*heading, place, tower, layers, f"{len(members):,}", width, part, each, in_all))
+        before = (rule, method)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    names = ("rule", "method", "place", "tower", "layers", "sites", "width", "rows", "each", "in all")
+    filled = [index for index in range(len(names)) if any(row[index] for row in rows)]
+    for index in filled:
+        right = names[index] in ("sites", "each", "in all")
+        wraps = names[index] in ("method", "layers", "rows")
+        table.add_column(names[index], justify="right" if right else "left", no_wrap=not wraps)
+    for row in rows:
+        table.add_row(*(row[index] for index in filled))
+    return table
+
+
+def _common(plan: Plan, insertion: Insertion) -> tuple[str, ...]:
+    """Returns what the insertions in one row of the table have in common, cell by cell."""
+    site = insertion.site
+    experts = f"{site.experts} experts" if site.experts is not None else ""
+    return (
+        str(insertion.rule + 1) if insertion.rule < len(plan.spec.rules) else "train",
+        method_sentence(insertion.method, sizes=True),
+        f"cross {site.role}" if site.cross else str(site.role),
+        str(site.tower or ""),
+        f"{site.width_in} → {site.width_out}",
+        str(site.rows) if site.rows is not None else experts,
+        f"{insertion.parameters:,}",
+    )
+
+
+def layer_ranges(layers: Iterable[int | None]) -> str:
+    """Returns layers in few words; nothing for places outside the layers.
+
+    >>> layer_ranges([0, 1, 2, 5]), layer_ranges([1, 3, 5, 7]), layer_ranges([None])
+    ('0-2, 5', '1-7 by 2', '')
+    """
+    numbers = sorted({layer for layer in layers if layer is not None})
+    steps = {later - earlier for earlier, later in pairwise(numbers)}
+    if len(numbers) > 2 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}-{numbers[-1]} by {steps.pop()}"
+    runs = [(start, start + length - 1) for start, length in Rows.of(numbers, total=0).runs]
+    return ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)

@@ -9,7 +9,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden from this run")
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from this run")
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ class LocalTracer(TorchFunctionMode):
         self.occurrences[frames, op] += 1
         self._note_change(name, args, kwargs)
         result = self._quietly(func, *plain_values((args, kwargs)))
-        return self.values.shown(node, result, countable=name in _VARIABLE)
+        return None if name == "__setitem__" else self.values.shown(node, result, countable=name in _VARIABLE)
 
     def _read_plain(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """A value that Python branches on: the graph holds for this one alone."""
@@ -206,9 +206,11 @@ class LocalTracer(TorchFunctionMode):
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """A Python function of symbols or tensors, such as `operator.add`, becomes one node."""
         node = self.graph.call_function(function, self.values.node_of(args))
-        if function is setattr or function is operator.setitem:
+        result = self._quietly(function, plain_values(args), {})
+        if function in (setattr, operator.setitem):
             self.changed = True
-        return self.values.shown(node, self._quietly(function, plain_values(args), {}))
+            return None
+        return self.values.shown(node, result)
 
     def call_method(self, name: str, symbol: Symbol, *args: Any, **kwargs: Any) -> Any:
         """A method of an object, such as the update of a cache, becomes one node."""

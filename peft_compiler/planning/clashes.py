@@ -24,8 +24,9 @@ def _same_method_twice(bindings: tuple[Binding, ...]) -> Iterator[str]:
         if len(labels) > 1:
             shared[tuple(labels)].append(site)
     for labels, sites in shared.items():
+        places = counted(len(sites), "place")
         yield (
-            f"{' and '.join(labels)} share {counted(len(sites), 'place')}, where one method can stand only once\n"
+            f"{' and '.join(labels)} share {places}, where one method can stand only once\n"
             f"  {some(tuple(sites))}\n"
             f"  keep them apart by `where`, or drop one"
         )

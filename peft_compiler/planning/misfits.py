@@ -2,14 +2,14 @@
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from peft_compiler.planning.binding import Binding, counted
 from peft_compiler.site import Site, Tower
 from peft_compiler.spec import Rule, Where
 from peft_compiler.spec.layers import depth_needed
 from peft_compiler.spec.paths import is_expression, path_matches
-from peft_compiler.spec.select import Depths, depths_of, rule_criteria, roles_of, selected
+from peft_compiler.spec.select import Depths, depths_of, roles_of, rule_criteria, selected
 from peft_compiler.spec.terms import TERMS, one_of
 from peft_compiler.spec.write import quoted, selector_sentence
 
@@ -47,18 +47,21 @@ def _wrong_words(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
                 f"  it attaches to {one_of(sorted(method.attaches))}"
             )
         elif not any(present[role] for role in takes):
-            yield f"{binding.label} names {term}, of which this model has none\n  {_inventory(sites)}"
+            there_is = _inventory(binding, sites)
+            yield f"{binding.label} names {term}, of which this model has none\n  {there_is}"
     towers = {site.tower for site in sites if site.tower is not None}
     for tower in dict.fromkeys(tower for part in parts for tower in part.tower or ()):
         if tower not in towers:
-            found = f"its towers are {', '.join(sorted(towers))}" if towers else "it has no towers to choose from"
-            yield f"{binding.label} names tower {tower}, which this model has not\n  {found}"
+            listed = f"its towers are {', '.join(sorted(towers))}"
+            found = listed if towers else "it has no towers to choose from"
+            yield f"{binding.label} names tower {tower}, which this model lacks\n  {found}"
 
 
 def _missing_layers(binding: Binding, depths: Depths) -> Iterator[str]:
     """Yields each choice of layers that goes beyond every tower it may be about."""
     where = binding.rule.where
-    relevant = {tower: depth for tower, depth in depths.items() if where.tower is None or tower in where.tower}
+    towers = where.tower or tuple(depths)
+    relevant = {tower: depth for tower, depth in depths.items() if tower in towers}
     deepest = max(relevant.values(), default=0)
     for layers in dict.fromkeys(part.layers for part in _parts(where) if part.layers):
         if depth_needed(layers) > deepest:
@@ -76,11 +79,16 @@ def _tower(tower: Tower | None) -> str:
     return f"the {tower} tower" if tower is not None else "the model"
 
 
-def _inventory(sites: tuple[Site, ...]) -> str:
-    """Returns the roles of a model with their counts."""
-    counts = Counter(f"{site.role} (cross)" if site.cross else str(site.role) for site in sites)
-    listed = ", ".join(f"{count} {role}" for role, count in counts.items())
+def _inventory(binding: Binding, sites: tuple[Site, ...]) -> str:
+    """Returns, with their counts, the roles of a model where a method can stand, else all of them."""
+    method = binding.rule.use
+    fitting = [site for site in sites if site.role in method.attaches]
+    listed = ", ".join(f"{count} {role}" for role, count in _roles(fitting or sites).items())
     return f"this model has {listed}" if listed else "no place of any role was found in this model"
+
+
+def _roles(sites: Iterable[Site]) -> Counter[str]:
+    return Counter(f"{site.role} (cross)" if site.cross else str(site.role) for site in sites)
 
 
 def _nothing_left(binding: Binding, sites: tuple[Site, ...], depths: Depths) -> str:
@@ -93,8 +101,8 @@ def _nothing_left(binding: Binding, sites: tuple[Site, ...], depths: Depths) -> 
             break
     lines = [f"{binding.label} finds no place", f"places left: {', '.join(steps)}"]
     patterns = [part.path for part in _parts(binding.rule.where) if part.path is not None]
-    lines += [hint for pattern in patterns if (hint := _path_hint(pattern, sites))]
-    return "\n  ".join([*lines, _inventory(sites)])
+    hints = (_path_hint(pattern, sites) for pattern in patterns)
+    return "\n  ".join([*lines, *filter(None, hints), _inventory(binding, sites)])
 
 
 def _path_hint(pattern: str, sites: tuple[Site, ...]) -> str:
@@ -128,8 +136,13 @@ def _unbound_parts(binding: Binding, sites: tuple[Site, ...], depths: Depths) ->
         if not selected(alone, sites, depths):
             yield f"{binding.label} selects nothing in ({selector_sentence(branch)}); leave it out or mend it"
     if where.not_ is not None and selected(_with(binding.rule, not_=None), sites, depths) == binding.sites:
-        hint = "".join(f"\n  {hint}" for part in _parts(where.not_) if (hint := _path_hint(part.path or "**", sites)))
-        yield f"{binding.label} excludes nothing by `except {selector_sentence(where.not_)}`; leave it out or mend it{hint}"
+        hints = (_path_hint(part.path, sites) for part in _parts(where.not_) if part.path is not None)
+        exception = f"`except {selector_sentence(where.not_)}`"
+        lines = (
+            f"{binding.label} excludes nothing by {exception}; leave it out or mend it",
+            *filter(None, hints),
+        )
+        yield "\n  ".join(lines)
 
 
 def _with(rule: Rule, **changes: object) -> Rule:
@@ -144,8 +157,7 @@ def _unmet_expectation(binding: Binding) -> Iterator[str]:
     if len(towers) > 1:
         shares = [f"{count} in {_tower(tower)}" for tower, count in towers.items()]
     else:
-        roles = Counter(f"{site.role} (cross)" if site.cross else str(site.role) for site in binding.sites)
-        shares = [f"{count} of role {role}" for role, count in roles.items()]
+        shares = [f"{count} of role {role}" for role, count in _roles(binding.sites).items()]
     fitting = [str(tower) for tower, count in towers.items() if count == expected and tower is not None]
     narrow = f"narrow it by `tower: {fitting[0]}`, or " if fitting else ""
     yield (

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from peft_compiler.errors import PlanError
+from peft_compiler.plan import Insertion, Plan
 from peft_compiler.planning.binding import Binding, bind
 from peft_compiler.planning.clashes import clashes
 from peft_compiler.planning.misfits import misfits
-from peft_compiler.plan import Insertion, Plan
 from peft_compiler.site import Site
 from peft_compiler.spec import Spec
 from peft_compiler.spec.select import depths_of

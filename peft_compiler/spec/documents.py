@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import override
+
 Path = tuple[str | int, ...]
 """Keys and indices that lead to a part of a document, such as `("rules", 0, "use", "r")`."""
 
@@ -58,11 +60,9 @@ class Document(ABC):
         path: list[str | int] = []
         here = self.data
         for step in location:
-            if isinstance(here, Mapping) and step in here:
+            try:
                 here = here[step]
-            elif isinstance(here, list | tuple) and isinstance(step, int) and step < len(here):
-                here = here[step]
-            else:
+            except (KeyError, IndexError, TypeError):
                 continue
             path.append(step)
         return tuple(path)
@@ -78,6 +78,7 @@ class Document(ABC):
 class Dictionary(Document):
     """Data that came from Python: a place is the way to it."""
 
+    @override
     def show(self, problem: Problem) -> str:
         way = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem.path)
         return f"{way.removeprefix('.')}: {problem.message}" if way else problem.message

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from typing_extensions import override
 
 from peft_compiler.errors import SpecError
 from peft_compiler.spec.documents import Document, Mark, Path, Problem
@@ -26,6 +27,7 @@ PLAIN_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float",
 class File(Document):
     """A file: a place is its name, line and column."""
 
+    @override
     def show(self, problem: Problem) -> str:
         mark = problem.mark or Mark(1, 1)
         return f"{self.name}:{mark.line}:{mark.column}: {problem.message}"
@@ -51,7 +53,8 @@ def read_yaml(text: str, name: str) -> File:
     if problems:
         raise _not_readable(name, problems)
     if root is None:
-        raise _not_readable(name, (Problem("the file is empty; write a rule such as `rules: [{use: lora}]`"),))
+        problem = Problem("the file is empty; write a rule such as `rules: [{use: lora}]`")
+        raise _not_readable(name, (problem,))
     reader = _Nodes()
     data = reader.value(root, ())
     return File(name, data, reader.values, reader.keys, tuple(reader.problems))
@@ -118,15 +121,15 @@ class _Nodes:
         for key_node, value_node in node.value:
             mark = _mark(key_node)
             if not isinstance(key_node, ScalarNode):
-                self.problems.append(Problem("found a key that is a list or mapping, expected a word", mark=mark))
+                message = "found a key that is a list or mapping, expected a word"
+                self.problems.append(Problem(message, mark=mark))
                 continue
             key = str(key_node.value)
             inner = (*path, key)
             if key in data:
                 first = self.keys[inner].line
-                self.problems.append(
-                    Problem(f"found key '{key}' twice, first in line {first}; keep one", inner, mark)
-                )
+                message = f"found key '{key}' twice, first in line {first}; keep one"
+                self.problems.append(Problem(message, inner, mark))
                 continue
             self.keys[inner] = mark
             data[key] = self.value(value_node, inner)
@@ -138,7 +141,8 @@ class _Nodes:
             return node.value
         value = self.scalars.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
-            self.problems.append(Problem(f"found '{node.value}', expected a finite number", path, _mark(node)))
+            message = f"found '{node.value}', expected a finite number"
+            self.problems.append(Problem(message, path, _mark(node)))
         return value
 
 

@@ -106,7 +106,7 @@ def explain(statement: str, error: UnexpectedInput) -> tuple[str, int, int]:
     start = len(without_comment(statement).rstrip()) if at_end else error.pos_in_stream or 0
     rest = statement[start:]
     if rest.startswith('"'):
-        return "found a quote that is never closed; close it with `\"`", start, 1
+        return 'found a quote that is never closed; close it with `"`', start, 1
     words = [word for terminal in expected for word in _words(terminal)]
     found, suggestion = _nearest(rest, words)
     allowed = [*_listed(expected), *(SIGNS[terminal] for terminal in SIGNS if terminal in expected)]
@@ -145,7 +145,8 @@ def _listed(expected: set[str]) -> list[str]:
         listed.append("a role such as q, v, ffn or linear")
     if "TOWER" in expected:
         listed.append(f"a tower ({', '.join(Tower)})")
-    return [*listed, *(f"`{word}`" for terminal, words in KEYWORDS.items() if terminal in expected for word in words)]
+    words = [word for terminal, words in KEYWORDS.items() if terminal in expected for word in words]
+    return [*listed, *(f"`{word}`" for word in words)]
 
 
 def _nearest(rest: str, words: list[str]) -> tuple[str, str]:

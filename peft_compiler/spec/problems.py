@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from peft_compiler.errors import SpecError
 from peft_compiler.methods import METHODS, Method
-from peft_compiler.spec.documents import Document, Problem
+from peft_compiler.spec.documents import Document, Mark, Problem
 from peft_compiler.spec.spec import Rule, Spec, Where
 from peft_compiler.spec.terms import did_you_mean, one_of
 
@@ -27,7 +27,7 @@ def validated(document: Document) -> Spec:
         problems += _problems(document, error)
     if problems or spec is None:
         # What has no place keeps its turn: sorting is stable.
-        problems.sort(key=lambda problem: (problem.mark.line, problem.mark.column) if problem.mark else (0, 0))
+        problems.sort(key=lambda problem: problem.mark or Mark(0, 0))
         shown = dict.fromkeys(map(document.show, problems))
         raise SpecError(f"{document.name} is not a valid spec", shown)
     return spec

@@ -38,7 +38,10 @@ def _document(source: object) -> Document:
     if isinstance(source, Path):
         return _file(source)
     if not isinstance(source, str):
-        raise SpecError(f"found a {type(source).__name__}, expected a sentence, the path of a file, a dict or a Spec")
+        kind = type(source).__name__
+        raise SpecError(
+            f"found a value of type {kind}, expected a sentence, the path of a file, a dict or a Spec"
+        )
     if _names_a_file(source):
         return _file(Path(source))
     if len(source) > LARGEST:

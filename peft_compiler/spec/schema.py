@@ -30,7 +30,8 @@ def json_schema() -> JsonSchema:
 def _use() -> JsonSchema:
     """Returns the schema of a method: `lora`, `{lora: {r: 8}}` or `{kind: lora, r: 8}`."""
     kinds = {method.model_fields["kind"].default: method.__name__ for method in METHODS}
-    settings = {kind: {"$ref": f"#/$defs/{name}", "not": {"required": ["kind"]}} for kind, name in kinds.items()}
+    without_kind = {"not": {"required": ["kind"]}}
+    settings = {kind: {"$ref": f"#/$defs/{name}"} | without_kind for kind, name in kinds.items()}
     nested = {
         "type": "object",
         "properties": {kind: {"anyOf": [inner, {"type": "null"}]} for kind, inner in settings.items()},
@@ -46,7 +47,8 @@ def _criteria() -> JsonSchema:
     """Returns the schemas of the criteria that have more than one spelling."""
     described = {name: field.description for name, field in Where.model_fields.items()}
     roles = {"anyOf": [{"enum": [*TERMS, *ALSO_CALLED]}, {"type": "string"}]}
-    layers = {"type": ["integer", "string"], "examples": ["all", "0-5", "3, 7", "first 2", "last 4", "every 2nd"]}
+    examples = ["all", "0-5", "3, 7", "first 2", "last 4", "every 2nd"]
+    layers: JsonSchema = {"type": ["integer", "string"], "examples": examples}
     towers = {"enum": list(map(str, Tower))}
     return {
         "role": _one_or_list(roles) | {"description": described["role"]},

@@ -50,7 +50,7 @@ def selected(rule: Rule, sites: Collection[Site], depths: Depths) -> tuple[Site,
 def rule_criteria(rule: Rule, depths: Depths) -> Iterator[Criterion]:
     """Yields what must hold for a place to be selected by a rule, its method's defaults included."""
     method, where = rule.use, rule.where
-    yield Criterion(f"that take {method.spoken[0]}", lambda site: site.role in method.attaches)
+    yield Criterion(f"for {method.spoken[0]}", lambda site: site.role in method.attaches)
     if not any(mentions(where, criterion) for criterion in ("role", "path", "type")):
         names = ", ".join(method.default_roles)
         yield Criterion(f"of role {names} by default", lambda site: site.role in method.default_roles)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lark import Token, Tree
 from lark.exceptions import UnexpectedInput
+from typing_extensions import override
 
 from peft_compiler.methods import Method
 from peft_compiler.spec.documents import Document, Mark, Path, Problem
@@ -32,6 +33,7 @@ class Sentence(Document):
 
     text: str = ""
 
+    @override
     def show(self, problem: Problem) -> str:
         if problem.mark is None:
             return problem.message
@@ -111,7 +113,8 @@ class _Reader:
         name = _field_name(str(word), method)
         inner = (*path, name)
         if name in use:
-            self.problems.append(Problem(f"found '{word}' twice in one rule; keep one", inner, self.mark_of(word)))
+            message = f"found '{word}' twice in one rule; keep one"
+            self.problems.append(Problem(message, inner, self.mark_of(word)))
             return
         self.keys[inner] = self.mark_of(word)
         self.values[inner] = self.mark_of(value)

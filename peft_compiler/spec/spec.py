@@ -50,12 +50,10 @@ def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(items))
 
 
-Terms = Annotated[
-    tuple[Annotated[str, AfterValidator(_term)], ...], BeforeValidator(split_words), AfterValidator(_distinct)
-]
-Towers = Annotated[
-    tuple[Annotated[Tower, BeforeValidator(_lower)], ...], BeforeValidator(split_words), AfterValidator(_distinct)
-]
+Term = Annotated[str, AfterValidator(_term)]
+Terms = Annotated[tuple[Term, ...], BeforeValidator(split_words), AfterValidator(_distinct)]
+AnyTower = Annotated[Tower, BeforeValidator(_lower)]
+Towers = Annotated[tuple[AnyTower, ...], BeforeValidator(split_words), AfterValidator(_distinct)]
 Part = Annotated["Where", AfterValidator(_says_something)]
 
 
@@ -135,8 +133,11 @@ def _trained_part(part: str) -> str:
         return _pattern(part)
     if TERMS[term].isdisjoint(TrainedCopy.attaches):
         trainable = one_of(sorted(TrainedCopy.attaches))
-        raise ValueError(f"found '{part}', which cannot be trained as a copy; expected {trainable}, or a path")
+        raise ValueError(f"found '{part}', which no copy can replace; expected {trainable}, or a path")
     return term
+
+
+TrainedPart = Annotated[str, AfterValidator(_trained_part)]
 
 
 class Spec(_Written):
@@ -144,14 +145,15 @@ class Spec(_Written):
 
     version: Literal[1] = 1
     rules: tuple[Rule, ...] = ()
-    train: Annotated[tuple[Annotated[str, AfterValidator(_trained_part)], ...], BeforeValidator(split_words)] = (
-        Field(default=(), description="Parts of the base trained as inserted copies: roles, or globs of paths.")
+    train: Annotated[tuple[TrainedPart, ...], BeforeValidator(split_words)] = Field(
+        default=(), description="Parts of the base trained as inserted copies: roles, or globs of paths."
     )
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
         if not self.all_rules:
-            raise ValueError("found neither rules nor parts to train; a spec needs one, such as `LoRA on q,v` or `rules: [{use: lora}]`")
+            example = "such as `LoRA on q,v` or `rules: [{use: lora}]`"
+            raise ValueError(f"found neither rules nor parts to train; a spec needs one, {example}")
         return self
 
     @property

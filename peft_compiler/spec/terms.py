@@ -57,7 +57,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     >>> did_you_mean("qury", ["query", "key"]), did_you_mean("rnk", {"rank": "r"})
     ("; did you mean 'query'?", "; did you mean 'r'?")
     """
-    meant = candidates if isinstance(candidates, Mapping) else {candidate: candidate for candidate in candidates}
+    meant = candidates if isinstance(candidates, Mapping) else {word: word for word in candidates}
     spellings = {spelling.lower(): str(name) for spelling, name in meant.items()}
     close = difflib.get_close_matches(word.lower(), spellings, n=1)
     return f"; did you mean '{spellings[close[0]]}'?" if close else ""

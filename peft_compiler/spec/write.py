@@ -28,10 +28,23 @@ def to_sentence(spec: Spec) -> str:
 def rule_sentence(rule: Rule) -> str:
     """Returns one rule as a sentence."""
     naming = "after" if set(rule.use.attaches.values()) == {Wiring.AFTER} else "on"
-    settings = [f"{name}={_said(value)}" for name, value in settings_of(rule.use).items()]
-    clauses = [" ".join(filter(None, clause)) for clause in _clauses(rule.where, naming)]
+    clauses = [" ".join(clause) for clause in _clauses(rule.where, naming)]
     expect = [f"expect {rule.expect}"] if rule.expect is not None else []
-    return " ".join([rule.use.spoken[0], *settings, *clauses, *expect])
+    return " ".join([method_sentence(rule.use), *clauses, *expect])
+
+
+def method_sentence(method: Method, sizes: bool = False) -> str:
+    """Returns a method and its settings as a sentence says them, such as `lora r=16`.
+
+    Args:
+        method: The method.
+        sizes: Whether to say whole numbers even where they are the default.
+    """
+    said = settings_of(method)
+    if sizes:
+        everything = method.model_dump(mode="json", exclude={"kind"})
+        said = {name: value for name, value in everything.items() if name in said or type(value) is int}
+    return " ".join([method.spoken[0], *(f"{name}={_said(value)}" for name, value in said.items())])
 
 
 def settings_of(method: Method) -> dict[str, Any]:
