@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from peft_compiler.errors import PeftCompilerError
 from peft_compiler.plan import Plan
@@ -25,6 +25,12 @@ class Compilation:
     seed: int
     example_inputs: Mapping[str, Any]
     weights_digest: Mapping[str, str]
+
+    def example_on(self, model: nn.Module) -> dict[str, Any]:
+        """Returns the example inputs on the device of `model`."""
+        device = next(model.parameters()).device
+        on_device = {name: value.to(device) for name, value in self.example_inputs.items() if isinstance(value, Tensor)}
+        return {**self.example_inputs, **on_device}
 
 
 def is_compiled(model: nn.Module) -> bool:

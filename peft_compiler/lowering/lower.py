@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.compilation import Compilation
+from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.rewritten import Flavour, Rewritten, restore, rewrite
 from peft_compiler.lowering.signature import nearest_config
@@ -35,7 +35,7 @@ def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, 
     _rewrite_root(compiled)
     compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests_of(model))
     _check_count(compiled, plan)
-    warm_up(compiled, example_inputs)
+    warm_up(compiled)
     return compiled
 
 
@@ -67,18 +67,16 @@ def digests_of(model: nn.Module) -> dict[str, str]:
     return {name: digest(tensor) for name, tensor in tensors.items() if not is_inserted(name) and not tensor.is_meta}
 
 
-def warm_up(compiled: nn.Module, example_inputs: Mapping[str, Any]) -> None:
+def warm_up(compiled: nn.Module) -> None:
     """Calls the model once on its example, so that a place that cannot be rewritten shows up now."""
-    parameter = next(compiled.parameters())
     if any(tensor.is_meta for tensor in compiled.parameters()):
         return
-    modes = {module: module.training for module in compiled.modules()}
-    inputs = {name: _on(value, parameter.device) for name, value in example_inputs.items()}
+    modes = [(module, module.training) for module in compiled.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            compiled.eval()(**inputs)
+            compiled.eval()(**compilation_of(compiled).example_on(compiled))
     finally:
-        for module, training in modes.items():
+        for module, training in modes:
             module.training = training
 
 
@@ -136,6 +134,3 @@ def _check_count(compiled: nn.Module, plan: Plan) -> None:
     if built != plan.trainable:
         raise LoweringError(f"the plan promises {plan.trainable:,} trainable parameters, built were {built:,}")
 
-
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

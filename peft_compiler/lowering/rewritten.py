@@ -20,12 +20,25 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.compilation import compilation_of, is_compiled
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.guards import GuardFailed
+from peft_compiler.lowering.readable import Section, readable
 from peft_compiler.lowering.signature import signature_of
 from peft_compiler.lowering.trace import LocalTracer
 from peft_compiler.lowering.wire import WIRE
+
+
+class Flavour(StrEnum):
+    """How the forward of a rewritten module comes about."""
+
+    AROUND = "around"
+    """Insertions join the module as a whole: one fixed graph, known in advance."""
+    INSIDE = "inside"
+    """The module is rewritten inside: a graph for each signature of calls."""
+    KEPT = "kept"
+    """Nothing joins it: the original forward runs, and its graph is traced when looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class Rewritten(GraphModule):
     """Comes before the original class in the bases of a rewritten module's class."""
 
     original: ClassVar[type[nn.Module]]
-    flavour: ClassVar["Flavour"]
+    flavour: ClassVar[Flavour]
     fixed: ClassVar[Variant | None] = None
     rewriting: Rewriting
 
@@ -76,13 +89,34 @@ class Rewritten(GraphModule):
         """The Python code of `graph`."""
         return self._newest().code
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether a signature was traced yet; a module that was never called has no graph."""
+        return self.fixed is not None or bool(self.rewriting.variants)
+
+    def print_readable(self, print_output: bool = True, *args: Any, **kwargs: Any) -> str:
+        """Returns, and prints, the code of this module and of every rewritten one below it."""
+        parts = [(path, module) for path, module in self.named_modules() if isinstance(module, Rewritten)]
+        text = readable(
+            Section(path, module.original.__name__, (module.original, module.rewriting.edits), module.code)
+            for path, module in parts
+            if module is self or module.has_graph
+        )
+        if print_output:
+            print(text)
+        return text
+
     def _newest(self) -> Variant:
         if self.fixed is not None:
             return self.fixed
-        variants = [variant for found in self.rewriting.variants.values() for variant in found]
+        variants = self.rewriting.variants
+        if not variants and self.flavour is Flavour.KEPT and is_compiled(self):
+            # Nothing joins the root: its own forward runs, and its graph is made for reading.
+            return trace_variant(self, (), (), compilation_of(self).example_on(self))
         if not variants:
-            raise LoweringError(f"{self.original.__name__} has no graph yet: a signature is traced when it is first called")
-        return variants[-1]
+            name = self.original.__name__
+            raise LoweringError(f"this {name} has no graph yet: one is traced when it is first called; call the model")
+        return next(reversed(variants.values()))[0]
 
     def recompile(self) -> Any:
         """Forgets all graphs; each signature is traced again when it is next met."""
@@ -111,17 +145,6 @@ class Rewritten(GraphModule):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (self.original, self.flavour, self.rewriting.edits), self.__dict__
-
-
-class Flavour(StrEnum):
-    """How the forward of a rewritten module comes about."""
-
-    AROUND = "around"
-    """Insertions join the module as a whole: one fixed graph, known in advance."""
-    INSIDE = "inside"
-    """The module is rewritten inside: a graph for each signature of calls."""
-    KEPT = "kept"
-    """Nothing joins it: the original forward runs, and its graph is traced when looked at."""
 
 
 def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour: Flavour) -> None:

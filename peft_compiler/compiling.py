@@ -1,0 +1,81 @@
+"""The stages in a row: the only file that imports all of them."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peft_compiler.analysis.capture import capture
+from peft_compiler.analysis.find_sites import sites_of
+from peft_compiler.analysis.module_graph import ModuleGraph
+from peft_compiler.errors import PlanError
+from peft_compiler.lowering.compilation import is_compiled
+from peft_compiler.lowering.lower import lower
+from peft_compiler.plan import Plan
+from peft_compiler.planning import make_plan
+from peft_compiler.site import Site
+from peft_compiler.spec import Spec, read_spec
+
+Source = Spec | Mapping[str, Any] | Path | str
+"""A spec, a dict, the path of a file, or a sentence."""
+
+
+def compile(model: nn.Module, spec: Source, example_inputs: Any = None, seed: int = 0) -> nn.Module:  # noqa: A001  (what it is)
+    """Returns `model` rewritten by `spec`, with everything but the inserted parameters frozen.
+
+    The result shares the weights of `model`, is an instance of its class and of
+    `torch.fx.GraphModule`; `model` itself stays as it was. If anything does not fit, nothing
+    is changed.
+
+    Args:
+        model: Any PyTorch or transformers model.
+        spec: A sentence such as `"LoRA r=8 on q,v"`, a path to a spec file, a dict or a `Spec`.
+        example_inputs: What its forward takes: a dict, a tuple or a tensor. Derived when left out.
+        seed: Decides the initial values, with each insertion's path.
+
+    Raises:
+        SpecError: If `spec` is not one.
+        CaptureError: If the model cannot be run once.
+        PlanError: If the spec does not fit the model; every reason is listed.
+        LoweringError: If a place cannot be rewritten.
+    """
+    graph, planned = _planned(model, spec, example_inputs)
+    return lower(model, planned, seed, _by_keyword(model, graph))
+
+
+def plan(model: nn.Module, spec: Source, example_inputs: Any = None) -> Plan:
+    """Returns what `compile` would insert, without touching `model`, which may be on the meta device.
+
+    Raises:
+        SpecError: If `spec` is not one.
+        CaptureError: If the model cannot be run once.
+        PlanError: If the spec does not fit the model; every reason is listed.
+    """
+    return _planned(model, spec, example_inputs)[1]
+
+
+def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]:
+    """Returns every place of `model` that a method may join, in order of execution.
+
+    Raises:
+        CaptureError: If the model cannot be run once.
+    """
+    return sites_of(capture(model, example_inputs))
+
+
+def _planned(model: nn.Module, spec: Source, example_inputs: Any) -> tuple[ModuleGraph, Plan]:
+    read = read_spec(spec)
+    if is_compiled(model):
+        raise PlanError(
+            f"this {type(model).__name__} is compiled already; compile its base once, with one spec that holds every rule"
+        )
+    graph = capture(model, example_inputs)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return graph, make_plan(read, sites_of(graph), size)
+
+
+def _by_keyword(model: nn.Module, graph: ModuleGraph) -> Mapping[str, Any]:
+    args, kwargs = graph.example
+    return inspect.signature(model.forward).bind(*args, **kwargs).arguments
