@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from peft_compiler.demo.task import Batch, Task
@@ -67,7 +68,10 @@ def accuracy(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
 
 @torch.no_grad()
 def sentence_vectors(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Returns the mean of each sentence's last hidden states, (examples, width), and the labels."""
+    """Returns each sentence's vector as the model's authors make it, (examples, width), and the labels.
+
+    It is the mean of the last hidden states, at length one.
+    """
     model.eval()
     vectors, labels = list[Tensor](), list[Tensor]()
     for batch in batches:
@@ -75,7 +79,7 @@ def sentence_vectors(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[
             batch["input_ids"], attention_mask=batch["attention_mask"]
         ).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
-        vectors.append((hidden * mask).sum(1) / mask.sum(1))
+        vectors.append(normalize((hidden * mask).sum(1)))
         labels.append(batch["labels"])
     return torch.cat(vectors), torch.cat(labels)
 
