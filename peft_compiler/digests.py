@@ -1,7 +1,7 @@
 """Digests of tensors: equal exactly when every bit, the dtype and the shape are."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ def digest(tensor: Tensor) -> str:
     sha256 = hashlib.sha256()
     for part in _parts(tensor.detach()):
         if part.is_meta:
-            raise ValueError(f"a tensor of shape {tuple(part.shape)} on the meta device has no values to digest")
+            raise ValueError(
+                f"a tensor of shape {tuple(part.shape)} on the meta device has no values to digest"
+            )
         sha256.update(f"{part.dtype} {tuple(part.shape)};".encode())
-        for chunk in part.reshape(-1).split(CHUNK):
+        flat = part.reshape(-1)
+        for start in range(0, flat.numel(), CHUNK):
             # A conjugated or negated view says so in a flag, not in its bits.
-            plain = chunk.resolve_conj().resolve_neg().cpu().contiguous()
+            plain = flat[start : start + CHUNK].resolve_conj().resolve_neg().cpu().contiguous()
             sha256.update(plain.view(torch.uint8).numpy().data)
     return sha256.hexdigest()
 
@@ -43,9 +46,11 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
             yield from (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
         else:
             yield from (torch.tensor(tensor.q_scale()), torch.tensor(tensor.q_zero_point()))
-    elif hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        for name in names:
-            yield from _parts(getattr(tensor, name))
-    else:
+        return
+    flatten: Callable[[], tuple[list[str], object]] | None = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
         yield tensor
+        return
+    names, _ = flatten()
+    for name in names:
+        yield from _parts(getattr(tensor, name))

@@ -80,7 +80,9 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
             raise MethodError(f"{cls.__name__} does not declare {', '.join(missing)}")
         strangers = [role for role in cls.default_roles if role not in cls.attaches]
         if strangers:
-            raise MethodError(f"{cls.__name__} stands by default at {', '.join(strangers)}, where it cannot attach")
+            raise MethodError(
+                f"{cls.__name__} stands by default at {', '.join(strangers)}, where it cannot attach"
+            )
 
     def at(self, site: Site) -> Self:
         """Returns this method with every field that depends on the site filled in."""

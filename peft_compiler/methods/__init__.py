@@ -1,0 +1,19 @@
+"""The PEFT methods. To add one: write its file, then add its class to `AnyMethod`."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from peft_compiler.methods._method import MergeRule as MergeRule
+from peft_compiler.methods._method import Method as Method
+from peft_compiler.methods._method import NoMerge as NoMerge
+from peft_compiler.methods._method import Wiring as Wiring
+from peft_compiler.methods.adapter import Adapter as Adapter
+from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
+from peft_compiler.methods.lora import LoRA as LoRA
+from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
+
+AnyMethod = Annotated[Adapter | DeepPrompts | LoRA | TrainedCopy, Field(discriminator="kind")]
+"""What a spec may name. This union is the only list of methods."""
+
+METHODS: tuple[type[Method], ...] = get_args(get_args(AnyMethod)[0])
