@@ -22,7 +22,7 @@ Source = Spec | Mapping[str, Any] | Path | str
 """A spec, a dict, the path of a file, or a sentence."""
 
 
-def compile(model: nn.Module, spec: Source, example_inputs: Any = None, seed: int = 0) -> nn.Module:  # noqa: A001  (what it is)
+def compile(model: nn.Module, spec: Source, example_inputs: Any = None, seed: int = 0) -> nn.Module:
     """Returns `model` rewritten by `spec`, with everything but the inserted parameters frozen.
 
     The result shares the weights of `model`, is an instance of its class and of

@@ -29,7 +29,9 @@ class Compilation:
     def example_on(self, model: nn.Module) -> dict[str, Any]:
         """Returns the example inputs on the device of `model`."""
         device = next(model.parameters()).device
-        on_device = {name: value.to(device) for name, value in self.example_inputs.items() if isinstance(value, Tensor)}
+        on_device = {
+            name: value.to(device) for name, value in self.example_inputs.items() if isinstance(value, Tensor)
+        }
         return {**self.example_inputs, **on_device}
 
 
@@ -45,5 +47,7 @@ def compilation_of(model: nn.Module) -> Compilation:
         PeftCompilerError: If it is not the root of a compiled model.
     """
     if not is_compiled(model):
-        raise PeftCompilerError(f"a {type(model).__name__} that was not compiled was given; expected what compile() returned")
+        raise PeftCompilerError(
+            f"a {type(model).__name__} that was not compiled was given; expected what compile() returned"
+        )
     return model.__dict__["compilation"]

@@ -1,4 +1,4 @@
-"""From a local graph to the Python function that runs: unused nodes go, guards come first, code is emitted."""
+"""From a local graph to the Python function that runs."""
 
 import operator
 from collections.abc import Callable
@@ -12,7 +12,18 @@ ITSELF = "itself"
 """Name under which a graph's module is an attribute of itself, for a graph that hands it on."""
 
 _PURE_FUNCTIONS = frozenset(
-    {getattr, len, bool, float, int, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
+    {
+        getattr,
+        len,
+        bool,
+        float,
+        int,
+        operator.getitem,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+    }
     | {operator.truediv, operator.mod, operator.pow, operator.neg}
     | {operator.gt, operator.lt, operator.ge, operator.le, operator.eq, operator.ne}
 )
@@ -64,7 +75,9 @@ def _hoist_guards(graph: Graph) -> None:
     """Moves each guard that depends on sizes of arguments alone to the front, in its early form."""
     early: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or ((_is_pure(node) or _is_guard(node)) and early.issuperset(node.all_input_nodes)):
+        if node.op == "placeholder" or (
+            (_is_pure(node) or _is_guard(node)) and early.issuperset(node.all_input_nodes)
+        ):
             early.add(node)
     first = next((node for node in graph.nodes if node not in early), None)
     needed: set[Node] = set()

@@ -13,7 +13,12 @@ import torch
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.prompted import add_prompt_values, joint_softmax, prompt_scores, prompted_attention
+from peft_compiler.lowering.prompted import (
+    add_prompt_values,
+    joint_softmax,
+    prompt_scores,
+    prompted_attention,
+)
 from peft_compiler.site import Anchor, Core
 
 _FUSED = "scaled_dot_product_attention"
@@ -23,8 +28,8 @@ _ADDITIVE = frozenset({"add", "sub", "rsub", "iadd", "isub", "masked_fill", "whe
 """Ops that bring a mask or a position bias into the scores."""
 
 _SAME_VALUES = frozenset(
-    "view reshape flatten unflatten contiguous transpose permute squeeze unsqueeze expand to float half bfloat16 type"
-    " type_as clone getitem cat detach".split()
+    {"view", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "squeeze", "unsqueeze"}
+    | {"expand", "to", "float", "half", "bfloat16", "type", "type_as", "clone", "getitem", "cat", "detach"}
 )
 """Ops that change the layout, the dtype or the columns of the scores, but no score."""
 
@@ -82,7 +87,9 @@ def _extend_softmax(graph: Graph, core: Core, softmax: Node, prompts: Node) -> N
     way_in = _between(graph, scores, softmax)
     with graph.inserting_before(softmax):
         of_prompts = graph.call_function(prompt_scores, (query, (prompts,), core.heads, factor))
-        of_prompts = _follow(graph, way_in, (scores, softmax.args[0]), of_prompts, skip=_SAME_VALUES | _ADDITIVE)
+        of_prompts = _follow(
+            graph, way_in, (scores, softmax.args[0]), of_prompts, skip=_SAME_VALUES | _ADDITIVE
+        )
         bias = None if core.learned_bias else _bias(graph, scores, softmax, way_in)
         settings = (bias, core.learned_bias, softmax.kwargs.get("dtype"))
         joint = graph.call_function(joint_softmax, (softmax.args[0], of_prompts, *settings))
@@ -111,19 +118,31 @@ def _second(pair: tuple[Any, Any]) -> Any:
 def _check_axis(softmax: Node) -> None:
     axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
     if axis not in (-1, len(softmax.meta["shape"]) - 1):
-        raise LoweringError(f"an attention normalises axis {axis} of its scores; expected the last one, the keys")
+        raise LoweringError(
+            f"an attention normalises axis {axis} of its scores; expected the last one, the keys"
+        )
 
 
 def _nearest(start: list[Node], step: Callable[[Node], Iterable[Node]]) -> Node:
     """Returns the contraction of two activations that is nearest to `start`, breadth first."""
     seen, layer = set(start), start
     while layer:
-        layer = list(dict.fromkeys(near for node in layer for near in step(node) if near not in seen and "shape" in near.meta))
-        hits = [node for node in layer if op_name(node) in _CONTRACTIONS and not any(n.op == "get_attr" for n in node.all_input_nodes)]
+        layer = list(
+            dict.fromkeys(
+                near for node in layer for near in step(node) if near not in seen and "shape" in near.meta
+            )
+        )
+        hits = [
+            node
+            for node in layer
+            if op_name(node) in _CONTRACTIONS and not any(n.op == "get_attr" for n in node.all_input_nodes)
+        ]
         if hits:
             return hits[0]
         seen.update(layer)
-    raise LoweringError(f"a softmax is not between two contractions of activations ({', '.join(sorted(_CONTRACTIONS))})")
+    raise LoweringError(
+        f"a softmax is not between two contractions of activations ({', '.join(sorted(_CONTRACTIONS))})"
+    )
 
 
 def _query_of(scores: Node) -> tuple[Node, float]:

@@ -55,7 +55,9 @@ def _fail_late(guard: str, value: Any, expected: tuple[Any, ...]) -> NoReturn:
     )
 
 
-LATE: dict[Guard, Guard] = {guard: _after_a_change(guard) for guard in (expect_equal, expect_none, expect_length)}
+LATE: dict[Guard, Guard] = {
+    guard: _after_a_change(guard) for guard in (expect_equal, expect_none, expect_length)
+}
 """Each guard, and its form once something was changed."""
 
 EARLY: dict[Guard, Guard] = {late: guard for guard, late in LATE.items()}

@@ -64,7 +64,11 @@ def base_of(compiled: nn.Module) -> nn.Module:
 def digests_of(model: nn.Module) -> dict[str, str]:
     """Returns the digest of each parameter and buffer of the base, by name; none for a model without weights."""
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    return {name: digest(tensor) for name, tensor in tensors.items() if not is_inserted(name) and not tensor.is_meta}
+    return {
+        name: digest(tensor)
+        for name, tensor in tensors.items()
+        if not is_inserted(name) and not tensor.is_meta
+    }
 
 
 def warm_up(compiled: nn.Module) -> None:
@@ -83,7 +87,9 @@ def warm_up(compiled: nn.Module) -> None:
 def _insert(compiled: nn.Module, path: str, insertions: list[Insertion], seed: int) -> None:
     host = compiled.get_submodule(path)
     if hasattr(host, NAMESPACE):
-        raise LoweringError(f"{path or 'the model'} already has an attribute {NAMESPACE!r}, where insertions would live")
+        raise LoweringError(
+            f"{path or 'the model'} already has an attribute {NAMESPACE!r}, where insertions would live"
+        )
     inserted = nn.ModuleDict()
     for insertion in insertions:
         module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
@@ -93,7 +99,9 @@ def _insert(compiled: nn.Module, path: str, insertions: list[Insertion], seed: i
     around = {edit.around for edit in edits}
     if len(around) > 1:
         raise LoweringError(f"{path}: {type(host).__name__} would be rewritten both inside and as a whole")
-    rewrite(host, edits, nearest_config(compiled, path), Flavour.AROUND if around == {True} else Flavour.INSIDE)
+    rewrite(
+        host, edits, nearest_config(compiled, path), Flavour.AROUND if around == {True} else Flavour.INSIDE
+    )
     host.add_module(NAMESPACE, inserted)
 
 
@@ -101,12 +109,19 @@ def _rewrite_fused_ancestors(compiled: nn.Module) -> None:
     """torch's own composite modules read their children's weights in a fast path; traced, they call their children."""
     for path, module in list(compiled.named_modules()):
         fused = type(module).__module__.startswith("torch.nn.modules.") and _calls_more_than_children(module)
-        if fused and not isinstance(module, Rewritten) and any(isinstance(below, Rewritten) for below in module.modules()):
+        if (
+            fused
+            and not isinstance(module, Rewritten)
+            and any(isinstance(below, Rewritten) for below in module.modules())
+        ):
             rewrite(module, (), nearest_config(compiled, path), Flavour.INSIDE)
 
 
 def _calls_more_than_children(module: nn.Module) -> bool:
-    return not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and next(module.children(), None) is not None
+    return (
+        not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        and next(module.children(), None) is not None
+    )
 
 
 def _rewrite_root(compiled: nn.Module) -> None:
@@ -126,11 +141,15 @@ def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.
     tensors = [*host.parameters(), *host.buffers(), *compiled.parameters()]
     device = tensors[0].device
     weight = next((tensor for tensor in [*host.parameters(), *compiled.parameters()]), tensors[0])
-    return device, weight.dtype if weight.dtype.is_floating_point and weight.element_size() > 1 else torch.float32
+    return (
+        device,
+        weight.dtype if weight.dtype.is_floating_point and weight.element_size() > 1 else torch.float32,
+    )
 
 
 def _check_count(compiled: nn.Module, plan: Plan) -> None:
     built = sum(parameter.numel() for parameter in compiled.parameters() if parameter.requires_grad)
     if built != plan.trainable:
-        raise LoweringError(f"the plan promises {plan.trainable:,} trainable parameters, built were {built:,}")
-
+        raise LoweringError(
+            f"the plan promises {plan.trainable:,} trainable parameters, built were {built:,}"
+        )

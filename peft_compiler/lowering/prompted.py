@@ -83,7 +83,9 @@ def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float = 1
     return (query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)) * factor
 
 
-def joint_softmax(scores: Tensor, of_prompts: Tensor, bias: Tensor | None, learned: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+def joint_softmax(
+    scores: Tensor, of_prompts: Tensor, bias: Tensor | None, learned: bool, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
     """Returns the probabilities of the keys, shaped as `scores`, and of the prompts, under one softmax."""
     length = of_prompts.shape[-1]
     if bias is not None:

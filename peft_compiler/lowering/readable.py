@@ -29,7 +29,9 @@ def readable(sections: Iterable[Section]) -> str:
     """Returns the code of all `sections`; modules that were rewritten alike appear once, under all their paths."""
     ordered = list(sections)
     first = {section.alike: index for index, section in reversed(list(enumerate(ordered)))}
-    grouped = groupby(sorted(ordered, key=lambda section: first[section.alike]), key=lambda section: section.alike)
+    grouped = groupby(
+        sorted(ordered, key=lambda section: first[section.alike]), key=lambda section: section.alike
+    )
     return "\n\n\n".join(_text(list(group)) for _, group in grouped)
 
 

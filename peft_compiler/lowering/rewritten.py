@@ -115,7 +115,9 @@ class Rewritten(GraphModule):
             return trace_variant(self, (), (), compilation_of(self).example_on(self))
         if not variants:
             name = self.original.__name__
-            raise LoweringError(f"this {name} has no graph yet: one is traced when it is first called; call the model")
+            raise LoweringError(
+                f"this {name} has no graph yet: one is traced when it is first called; call the model"
+            )
         return next(reversed(variants.values()))[0]
 
     def recompile(self) -> Any:
@@ -175,7 +177,9 @@ def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, 
         for name in vars(GraphModule)
         if name not in vars(Rewritten) and hasattr(original, name) and name not in ("__dict__", "__weakref__")
     }
-    own: dict[str, Any] = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    own: dict[str, Any] = {
+        name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")
+    }
     own |= {"original": original, "flavour": flavour}
     if flavour is Flavour.AROUND:
         own["fixed"] = fixed_variant(original, edits)
@@ -214,7 +218,9 @@ def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:
         signature = signature_of(self, rewriting.config, args, kwargs)
         for variant in rewriting.variants.get(signature, ()):
             try:
-                return variant.run(self, *[args[a] if type(a) is int else kwargs[a] for a in variant.arguments])
+                return variant.run(
+                    self, *[args[a] if type(a) is int else kwargs[a] for a in variant.arguments]
+                )
             except GuardFailed:
                 continue
         variant = trace_variant(self, signature, args, kwargs)
@@ -224,7 +230,9 @@ def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:
 
 
 @torch.compiler.disable
-def trace_variant(module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
+def trace_variant(
+    module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Variant:
     """Traces the original forward for this call, applies the edits and keeps the result."""
     tracer = LocalTracer(module)
     graph = tracer.trace(module.original.forward, args, kwargs)

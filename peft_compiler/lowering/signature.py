@@ -9,7 +9,9 @@ _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_in
 """Where transformers keeps the chosen kernels. The public properties take a hundred times as long to read."""
 
 
-def signature_of(module: nn.Module, config: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def signature_of(
+    module: nn.Module, config: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
     """Returns a hashable description of a call of `module`, without any size.
 
     Equal signatures may share a graph; what else the forward branches on is guarded there.

@@ -19,7 +19,9 @@ def snapshot(value: Any) -> Any:
     A plain deepcopy fails on tensors that are not leaves, and a cache that falls back to
     being shared would be updated twice.
     """
-    return copy.deepcopy(value, {id(found): _copied(found) for found in _walk(value, set()) if not _is_copied_by_parts(found)})
+    return copy.deepcopy(
+        value, {id(found): _copied(found) for found in _walk(value, set()) if not _is_copied_by_parts(found)}
+    )
 
 
 def fingerprint(value: Any) -> tuple[object, ...]:

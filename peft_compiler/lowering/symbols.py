@@ -173,10 +173,16 @@ def plain_values(value: Any) -> Any:
         return slice(*(plain_values(part) for part in (value.start, value.stop, value.step)))
     if issubclass(kind, tuple):
         items = [plain_values(item) for item in value]
-        return kind(*items) if hasattr(kind, "_fields") else (tuple(items) if kind.__module__ != "torch" else kind(items))
+        return (
+            kind(*items)
+            if hasattr(kind, "_fields")
+            else (tuple(items) if kind.__module__ != "torch" else kind(items))
+        )
     if kind is list:
         return [plain_values(item) for item in value]
-    if issubclass(kind, dict) and hasattr(kind, "to_tuple"):  # transformers' ModelOutput: a dict made by keywords
+    if issubclass(kind, dict) and hasattr(
+        kind, "to_tuple"
+    ):  # transformers' ModelOutput: a dict made by keywords
         return kind(**{key: plain_values(item) for key, item in value.items()})
     if issubclass(kind, dict):
         return kind((key, plain_values(item)) for key, item in value.items())

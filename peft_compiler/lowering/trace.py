@@ -32,15 +32,19 @@ from peft_compiler.lowering.values import SETTLED, ValueMap, tensors_of
 from peft_compiler.site import Anchor
 
 _OPERATORS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
-    {name: getattr(operator, name) for name in ("add", "sub", "mul", "matmul", "gt", "lt", "ge", "le", "eq", "ne")}
+    {
+        name: getattr(operator, name)
+        for name in ("add", "sub", "mul", "matmul", "gt", "lt", "ge", "le", "eq", "ne")
+    }
     | {"div": operator.truediv, "__getitem__": operator.getitem, "__setitem__": operator.setitem}
 )
 """Methods that read better as operators."""
 
 _FACTS = frozenset(
-    "dtype device layout ndim requires_grad grad_fn is_leaf is_cuda is_cpu is_meta is_sparse is_nested is_quantized grad"
-    " names dim ndimension is_floating_point is_complex is_signed element_size get_device data_ptr is_inference"
-    " untyped_storage storage_offset __hash__ __repr__ __format__ _version _set_grad_enabled".split()
+    {"dtype", "device", "layout", "ndim", "dim", "ndimension", "names", "element_size", "get_device"}
+    | {"is_cuda", "is_cpu", "is_meta", "is_sparse", "is_nested", "is_quantized", "is_inference", "is_leaf"}
+    | {"is_floating_point", "is_complex", "is_signed", "requires_grad", "grad", "grad_fn", "_version"}
+    | {"data_ptr", "storage_offset", "untyped_storage", "__hash__", "__repr__", "__format__", "_set_grad_enabled"}
 )
 """What a forward may ask about a tensor that the signature of the call settles; not recorded."""
 
@@ -112,7 +116,9 @@ class LocalTracer(TorchFunctionMode):
             LoweringError: If the forward does something that a graph cannot say.
         """
         args, kwargs = snapshot((args, kwargs))
-        positional = [self._argument(name, i, args[i]) for i, name in enumerate(_argument_names(forward, len(args)))]
+        positional = [
+            self._argument(name, i, args[i]) for i, name in enumerate(_argument_names(forward, len(args)))
+        ]
         keywords = {name: self._argument(name, name, value) for name, value in kwargs.items()}
         with _LOCK, preserved(self.root), self._children_as_leaves(), self:
             result = run_forward(forward, self.root, positional, keywords)
@@ -166,7 +172,9 @@ class LocalTracer(TorchFunctionMode):
                 return _OPENED[func](*args, **kwargs)
         if name == "__get__":
             attribute = func.__self__.__name__
-            return getattr(args[0], attribute) if attribute in _FACTS else self.call(getattr, args[0], attribute)
+            return (
+                getattr(args[0], attribute) if attribute in _FACTS else self.call(getattr, args[0], attribute)
+            )
         if name == "__set__":
             return self.call(setattr, args[0], func.__self__.__name__, args[1])
         if name in _FACTS:
@@ -181,7 +189,9 @@ class LocalTracer(TorchFunctionMode):
         """One op becomes one node that carries its anchor."""
         if _regions() != self.regions:
             where = type(self.root).__name__
-            raise LoweringError(f"{where} changes autocast or gradient mode within its forward: no graph can say that")
+            raise LoweringError(
+                f"{where} changes autocast or gradient mode within its forward: no graph can say that"
+            )
         nodes, keywords = self.values.node_of((args, kwargs))
         if not is_tensor_method_or_property(func):
             node = self.graph.call_function(func, nodes, keywords)
@@ -251,7 +261,9 @@ class LocalTracer(TorchFunctionMode):
 
     def _note_change(self, name: str, args: Any, kwargs: Any) -> None:
         """A write into something that outlives the call: a guard that fails after it cannot start anew."""
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.startswith("__")) or "out" in kwargs
+        in_place = (
+            name == "__setitem__" or (name.endswith("_") and not name.startswith("__")) or "out" in kwargs
+        )
         if in_place and any(_storage(tensor) in self.outer_storages for tensor in _flat_tensors(args[:1])):
             self.changed = True
 
@@ -270,7 +282,11 @@ def _storage(tensor: Tensor) -> int:
 def _flat_tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    return [tensor for item in value for tensor in _flat_tensors(item)] if isinstance(value, list | tuple) else []
+    return (
+        [tensor for item in value for tensor in _flat_tensors(item)]
+        if isinstance(value, list | tuple)
+        else []
+    )
 
 
 def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:

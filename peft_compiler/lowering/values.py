@@ -75,14 +75,20 @@ class ValueMap:
             return value
         if isinstance(value, SETTLED) or value is NotImplemented:
             return value
-        if isinstance(value, list | tuple) and type(value).__module__ in ("builtins", "torch", "torch.return_types"):
+        if isinstance(value, list | tuple) and type(value).__module__ in (
+            "builtins",
+            "torch",
+            "torch.return_types",
+        ):
             if countable:
                 self.tracer.guard(expect_length, node, len(value))
             items = [self._item(node, index, item, countable, settled) for index, item in enumerate(value)]
             return _rebuilt(value, items)
         if type(value) is dict:
             return {key: self._item(node, key, item, countable, settled) for key, item in value.items()}
-        kind = IntSymbol if isinstance(value, int) else FloatSymbol if isinstance(value, float) else ObjectSymbol
+        kind = (
+            IntSymbol if isinstance(value, int) else FloatSymbol if isinstance(value, float) else ObjectSymbol
+        )
         return kind(node, value, self.tracer)
 
     def _item(self, node: Node, key: Any, item: Any, countable: bool, settled: bool) -> Any:
@@ -105,7 +111,9 @@ class ValueMap:
             items = [self.node_of(item) for item in value]
             if kind in (list, tuple, Sizes):
                 return items if kind is list else tuple(items)
-            return self.graph.call_function(kind, tuple(items) if hasattr(kind, "_fields") else (tuple(items),))
+            return self.graph.call_function(
+                kind, tuple(items) if hasattr(kind, "_fields") else (tuple(items),)
+            )
         if isinstance(value, dict):
             entries = {key: self.node_of(item) for key, item in value.items()}
             return entries if kind is dict else self.graph.call_function(kind, (), entries)
@@ -127,7 +135,11 @@ class ValueMap:
         where = type(self.root).__name__
         if isinstance(value, Tensor) and value.numel() > 1:
             raise LoweringError(f"{where} uses a tensor of unknown origin, of shape {tuple(value.shape)}")
-        if not isinstance(value, Tensor) and not callable(value) and not type(value).__module__.startswith("torch"):
+        if (
+            not isinstance(value, Tensor)
+            and not callable(value)
+            and not type(value).__module__.startswith("torch")
+        ):
             raise LoweringError(f"{where} makes a {type(value).__name__} within its forward and hands it on")
         constant = next((known for known in self.constants if known.value is value), None)
         if constant is None:

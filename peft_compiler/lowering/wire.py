@@ -89,7 +89,9 @@ def wire_after(graph: Graph, edit: Edit) -> None:
     """The activation y on its way into an op becomes m(y)."""
     assert isinstance(edit.place, Edge)
     op = anchored(graph, edit.place.anchor)
-    positions = [i for i, argument in enumerate(op.args) if isinstance(argument, Node) and "shape" in argument.meta]
+    positions = [
+        i for i, argument in enumerate(op.args) if isinstance(argument, Node) and "shape" in argument.meta
+    ]
     position = positions[edit.place.operand]
     activation = op.args[position]
     with graph.inserting_before(op):
@@ -135,5 +137,3 @@ def _ancestors_after(old: Node, new: Node) -> set[Node]:
                 found.add(node)
                 todo.append(node)
     return found
-
-
