@@ -138,11 +138,8 @@ def _unbound_parts(binding: Binding, sites: tuple[Site, ...], depths: Depths) ->
     if where.not_ is not None and selected(_with(binding.rule, not_=None), sites, depths) == binding.sites:
         hints = (_path_hint(part.path, sites) for part in _parts(where.not_) if part.path is not None)
         exception = f"`except {selector_sentence(where.not_)}`"
-        lines = (
-            f"{binding.label} excludes nothing by {exception}; leave it out or mend it",
-            *filter(None, hints),
-        )
-        yield "\n  ".join(lines)
+        told = f"{binding.label} excludes nothing by {exception}; leave it out or mend it"
+        yield "\n  ".join([told, *filter(None, hints)])
 
 
 def _with(rule: Rule, **changes: object) -> Rule:

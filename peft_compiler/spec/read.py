@@ -39,9 +39,7 @@ def _document(source: object) -> Document:
         return _file(source)
     if not isinstance(source, str):
         kind = type(source).__name__
-        raise SpecError(
-            f"found a value of type {kind}, expected a sentence, the path of a file, a dict or a Spec"
-        )
+        raise SpecError(f"found a value of type {kind}, expected a sentence, a path, a dict or a Spec")
     if _names_a_file(source):
         return _file(Path(source))
     if len(source) > LARGEST:

@@ -11,6 +11,7 @@ from pydantic import (
     PositiveInt,
     SerializerFunctionWrapHandler,
     field_serializer,
+    model_serializer,
     model_validator,
 )
 
@@ -155,6 +156,11 @@ class Spec(_Written):
             example = "such as `LoRA on q,v` or `rules: [{use: lora}]`"
             raise ValueError(f"found neither rules nor parts to train; a spec needs one, {example}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _keep_version(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is written today must not be read as a later version, whose default is another.
+        return {"version": self.version, **write(self)}
 
     @property
     def all_rules(self) -> tuple[Rule, ...]:
