@@ -243,6 +243,7 @@ class Site:
         shape: Shape of the weight, for a projection.
         module_type: Class name of the module at `path`.
         evidence: The ops that prove the role, in words, nearest first.
+        number: Which of several like places in one module, such as two feed-forward layers, from 0.
     """
 
     role: Role
@@ -256,6 +257,7 @@ class Site:
     shape: tuple[int, ...] = ()
     module_type: str = ""
     evidence: tuple[str, ...] = ()
+    number: int = 0
 
     @property
     def rows(self) -> Rows | None:
@@ -271,7 +273,7 @@ class Site:
     @property
     def name(self) -> str:
         """Unique among the sites of a model, readable and stable: path, role, and the weight or kind."""
-        facet = ".cross" if self.cross else ""
+        facet = (".cross" if self.cross else "") + (f"#{self.number}" if self.number else "")
         inner = ""
         if isinstance(self.place, Projection) and self.place.anchor is not None:
             inner = f".{self.place.weight}"

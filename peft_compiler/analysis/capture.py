@@ -165,6 +165,7 @@ def _module_fact(module: nn.Module) -> ModuleFact:
         children=tuple(name for name, _ in module.named_children()),
         is_collection=isinstance(module, _COLLECTIONS),
         parameters=tuple(name for name, _ in module.named_parameters(recurse=False)),
+        size=sum(parameter.numel() for parameter in module.parameters()),
     )
 
 

@@ -45,12 +45,14 @@ class ModuleFact:
         children: Names of its children, in order.
         is_collection: Whether it only lists its children: a ModuleList, ModuleDict or Sequential.
         parameters: Names of the parameters that it holds itself.
+        size: How many numbers its parameters hold, those of its children included.
     """
 
     type: str
     children: tuple[str, ...]
     is_collection: bool
     parameters: tuple[str, ...]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,239 @@
+"""Where queries, keys and values meet, and the projections that make them."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from peft_compiler.analysis.module_graph import fact
+from peft_compiler.analysis.ops import ATTENTION, argument, kind, tensors
+from peft_compiler.analysis.roles.fused_rows import RowProbe
+from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.nearest import ahead, behind, data_of
+from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
+from peft_compiler.analysis.roles.residuals import Residual
+from peft_compiler.site import Role
+
+# Of the linears after attention, those at most this much farther than the nearest are as near.
+_SLACK = 2
+_GATHERS = frozenset({"gather", "take_along_dim", "as_strided"})
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """The values that meet in one attention.
+
+    Attributes:
+        core: The `scaled_dot_product_attention`, or the softmax over the keys.
+        query: The queries as they meet the keys.
+        key: The keys, likewise.
+        value: The values that are averaged.
+        context: The average.
+    """
+
+    core: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    context: fx.Node
+
+    @property
+    def operands(self) -> Mapping[Role, fx.Node]:
+        """What each of the three roles feeds."""
+        return {Role.QUERY: self.query, Role.KEY: self.key, Role.VALUE: self.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """A projection that feeds an operand of attention.
+
+    Attributes:
+        linear: The projection.
+        rows: Its rows that reach the operand, ascending; None for all, empty where unknown.
+        way: The ops between it and the operand.
+    """
+
+    linear: Linear
+    rows: tuple[int, ...] | None
+    way: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One attention with its projections.
+
+    Attributes:
+        meeting: Where it happens.
+        projections: What feeds each operand, nearest first.
+        output: The projection of its result, or None.
+        sources: The heads of the streams that keys come from.
+        cross: Whether that is another stream than the one that queries come from.
+    """
+
+    meeting: Meeting
+    projections: Mapping[Role, tuple[Projected, ...]]
+    output: Linear | None
+    sources: frozenset[fx.Node]
+    cross: bool
+
+
+def find_attentions(
+    flow: Dataflow, residuals: Mapping[fx.Node, Residual], probe: RowProbe
+) -> tuple[Attention, ...]:
+    """Returns every attention, in order of execution."""
+    found: list[Attention] = []
+    for meeting in _meetings(flow):
+        searches = {role: behind(flow, operand) for role, operand in meeting.operands.items()}
+        projections = {
+            role: tuple(
+                Projected(linear, probe.rows(linear, meeting.operands[role], search), search.way(node))
+                for node in search.linears
+                for linear in (flow.linears[node],)
+            )
+            for role, search in searches.items()
+        }
+        sources = _streams(flow, meeting.key, residuals)
+        cross = sources.isdisjoint(_streams(flow, meeting.query, residuals))
+        found.append(
+            Attention(meeting, projections, _output(flow, meeting.context, residuals), sources, cross)
+        )
+    return tuple(found)
+
+
+def _meetings(flow: Dataflow) -> Iterator[Meeting]:
+    for node in flow.graph.nodes:
+        if node not in flow.taint.activations:
+            continue
+        if kind(node) == ATTENTION:
+            operands = [argument(node, place, name) for place, name in enumerate(("query", "key", "value"))]
+            if all(isinstance(operand, fx.Node) for operand in operands):
+                yield Meeting(node, *operands, context=node)
+        elif kind(node) == "softmax":
+            meeting = _written_out(flow, node)
+            if meeting is not None:
+                yield meeting
+
+
+def _written_out(flow: Dataflow, softmax: fx.Node) -> Meeting | None:
+    """Returns the attention around a softmax: a product of activations before it, and one after."""
+    scores = _scores(flow, softmax)
+    context = _context(flow, softmax)
+    if scores is None or context is None:
+        return None
+    query, key = _query_and_key(flow, softmax, scores)
+    product, weights = context
+    left, right = flow.products[product]
+    return Meeting(softmax, query, key, right if weights is left else left, product)
+
+
+def _scores(flow: Dataflow, softmax: fx.Node) -> fx.Node | None:
+    """Returns the product of queries and keys: the one that is least like a relative position's."""
+    found: dict[fx.Node, tuple[bool, int]] = {}
+    seen: set[fx.Node] = set()
+    start = flow.active_inputs[softmax][0] if flow.active_inputs[softmax] else None
+    queue = deque([(start, False, 0)] if start else [])
+    while queue:
+        node, gathered, distance = queue.popleft()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in flow.products:
+            found[node] = (gathered, distance)
+        elif node not in flow.linears and kind(node) not in (ATTENTION, "softmax", "embedding"):
+            gathered = gathered or kind(node) in _GATHERS
+            queue.extend((source, gathered, distance + 1) for source in data_of(flow, node))
+
+    def strangeness(product: fx.Node) -> tuple[int, bool, int]:
+        learned = sum(not behind(flow, operand).linears for operand in flow.products[product])
+        return (learned, *found[product])
+
+    return min(found, key=strangeness, default=None)
+
+
+def _context(flow: Dataflow, softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Returns the nearest product that the softmax feeds, and the operand that comes from it."""
+    seen: set[fx.Node] = set()
+    queue = deque([softmax])
+    while queue:
+        node = queue.popleft()
+        for user in flow.active_users[node]:
+            if user in flow.products:
+                return user, node
+            ends = user in flow.linears or kind(user) in (ATTENTION, "softmax")
+            if user not in seen and not ends:
+                seen.add(user)
+                queue.append(user)
+    return None
+
+
+def _query_and_key(flow: Dataflow, softmax: fx.Node, scores: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Returns the operands of `scores` told apart: softmax runs over the axis that the keys bring."""
+    left, right = flow.products[scores]
+    shape = fact(scores).shape
+    before = flow.active_inputs[softmax][0]
+    axis = argument(softmax, 1, "dim")
+    region = behind(flow, before).passed
+    for place in (len(shape) - 1, len(shape) - 2):
+        probe = index_along(shape, place)
+        arrived = None if probe is None else replay({scores: probe}, region, before)
+        if arrived is not None and varies_along(arrived, axis if isinstance(axis, int) else -1):
+            return (left, right) if _comes_from_right(scores, place) else (right, left)
+    return left, right
+
+
+def _comes_from_right(product: fx.Node, axis: int) -> bool:
+    """Whether an axis of a product is one of its right operand rather than of its left one."""
+    equation = product.args[0]
+    if isinstance(equation, str) and "->" in equation:
+        terms, out = equation.replace(" ", "").split("->")
+        letter = out[axis - len(fact(product).shape)]
+        return letter in terms.split(",")[1]
+    return axis == len(fact(product).shape) - 1
+
+
+def _streams(flow: Dataflow, value: fx.Node, residuals: Mapping[fx.Node, Residual]) -> frozenset[fx.Node]:
+    """Returns the values at the head of every stream that `value` was computed from within its branch."""
+    heads: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        sources = flow.active_inputs.get(node, ())
+        if node in residuals or not sources:
+            heads.add(node)
+        else:
+            stack.extend(sources)
+    return frozenset(heads)
+
+
+def _output(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residual]) -> Linear | None:
+    """Returns the first linear after an attention, unless the result joins the stream before."""
+
+    def is_end(user: fx.Node, operand: fx.Node) -> bool:
+        joins = user in residuals and residuals[user].branch is operand
+        return joins or user in flow.products or kind(user) == ATTENTION
+
+    found = ahead(flow, context, is_end)
+    if not found:
+        return None
+    nearest = min(found.values())
+    first = min(
+        (node for node in found if found[node] <= nearest + _SLACK), key=lambda node: fact(node).order
+    )
+    return flow.linears[first]
+
+
+def has_learned_bias(flow: Dataflow, core: fx.Node) -> bool:
+    """Whether what is added to the scores is learned, or depends on the content by more than the keys."""
+    if kind(core) == ATTENTION:
+        mask = argument(core, 3, "attn_mask")
+        return mask in flow.taint.bases or mask in flow.taint.activations
+    found = behind(flow, flow.active_inputs[core][0])
+    products = [node for node in found.stops if node in flow.products]
+    added = [node for node in (*found.passed, *products) if kind(node) in ("add", "sub", "baddbmm")]
+    learned = any(operand in flow.taint.bases for node in added for operand in tensors(node))
+    return learned or len(products) > 1

@@ -1,0 +1,150 @@
+"""The branches that are no attention: feed-forward layers, plain, gated or of experts, and mixers."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from peft_compiler.analysis.module_graph import fact
+from peft_compiler.analysis.ops import MIXES, NONLINEARITIES, kind
+from peft_compiler.analysis.roles.fused_rows import RowProbe
+from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.nearest import Behind, behind
+from peft_compiler.analysis.roles.residuals import Residual, active_operands
+from peft_compiler.site import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A projection, or some of its rows, in a branch.
+
+    Attributes:
+        role: What it is for.
+        linear: The projection.
+        rows: Its rows that play the role, ascending; None for all, empty where unknown.
+        way: The ops from it to the next projection, or to the residual add.
+    """
+
+    role: Role
+    linear: Linear
+    rows: tuple[int, ...] | None
+    way: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What a residual add joins to the stream, other than attention.
+
+    Attributes:
+        role: `FEED_FORWARD` or `MIXER`.
+        parts: Its projections, those nearest to the stream last.
+        down: The projection that it ends in.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+    down: fx.Node
+
+
+def find_branches(
+    flow: Dataflow,
+    residuals: Mapping[fx.Node, Residual],
+    attention_outputs: Collection[fx.Node],
+    probe: RowProbe,
+) -> tuple[Branch, ...]:
+    """Returns every feed-forward layer and mixer that joins the stream, in order of execution."""
+    found: dict[fx.Node, Branch] = {}
+    for residual in residuals.values():
+        ends = behind(flow, residual.branch, residual.floor)
+        for down in ends.linears:
+            if down not in attention_outputs and down not in found:
+                branch = _as_branch(flow, residual, residuals, down, ends, probe)
+                if branch is not None:
+                    found[down] = branch
+    return tuple(found.values())
+
+
+def _as_branch(
+    flow: Dataflow,
+    residual: Residual,
+    residuals: Mapping[fx.Node, Residual],
+    down: fx.Node,
+    ends: Behind,
+    probe: RowProbe,
+) -> Branch | None:
+    linear = flow.linears[down]
+    inner = behind(flow, linear.data, residual.floor, lambda node: node not in residuals)
+    if not inner.linears:
+        return None
+    way = ends.way(down)
+    if any(kind(node) in MIXES or node in flow.products for node in inner.passed | inner.stops):
+        inputs = _first_linears(flow, residual, linear.data)
+        parts = [Part(Role.MIXER_INPUT, entry, None, ()) for entry in inputs]
+        return Branch(Role.MIXER, (Part(Role.MIXER_OUTPUT, linear, None, way), *parts), down)
+    if any(node in residuals for node in inner.stops) or not _is_nonlinear(inner):
+        return None
+    parts = _gate_and_up(flow, residual.floor, inner, probe) or tuple(
+        Part(Role.UP, flow.linears[node], None, inner.way(node)) for node in inner.linears
+    )
+    return Branch(Role.FEED_FORWARD, (Part(Role.DOWN, linear, None, way), *parts), down)
+
+
+def _is_nonlinear(found: Behind) -> bool:
+    return any(kind(node) in NONLINEARITIES for node in found.passed)
+
+
+def _first_linears(flow: Dataflow, residual: Residual, value: fx.Node) -> list[Linear]:
+    """Returns the linears of a branch that are applied to the stream itself."""
+    found: dict[fx.Node, None] = {}
+    seen: set[fx.Node] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if node in seen or fact(node).order <= residual.floor:
+            continue
+        seen.add(node)
+        if node in flow.linears and not behind(flow, flow.linears[node].data, residual.floor).linears:
+            found[node] = None
+        stack.extend(flow.active_inputs.get(node, ()))
+    return [flow.linears[node] for node in sorted(found, key=lambda node: fact(node).order)]
+
+
+def _gate_and_up(flow: Dataflow, floor: int, inner: Behind, probe: RowProbe) -> tuple[Part, ...]:
+    """Returns the parts around the product of gate and up; the gate is the factor behind a nonlinearity."""
+    products = [node for node in inner.passed if kind(node) == "mul"]
+    for product in sorted(products, key=lambda node: -fact(node).order):
+        factors = active_operands(flow, product)
+        if len(factors) != 2 or fact(factors[0]).shape != fact(factors[1]).shape:
+            continue
+        left, right = (behind(flow, factor, floor) for factor in factors)
+        if not left.linears or not right.linears:
+            continue
+        gate, up = ((factors[0], left), (factors[1], right))
+        if _is_nonlinear(right) and not _is_nonlinear(left):
+            gate, up = up, gate
+        if set(left.linears).isdisjoint(right.linears):
+            return (*_parts(flow, Role.GATE, gate[1]), *_parts(flow, Role.UP, up[1]))
+        if list(left.linears) == list(right.linears) and len(left.linears) == 1:
+            fused = _fused(flow, gate, up, probe)
+            if fused:
+                return fused
+    return ()
+
+
+def _parts(flow: Dataflow, role: Role, found: Behind) -> list[Part]:
+    return [Part(role, flow.linears[node], None, found.way(node)) for node in found.linears]
+
+
+def _fused(
+    flow: Dataflow, gate: tuple[fx.Node, Behind], up: tuple[fx.Node, Behind], probe: RowProbe
+) -> tuple[Part, ...]:
+    """Returns gate and up as rows of one projection; nothing where they share rows."""
+    (node,) = gate[1].linears
+    linear = flow.linears[node]
+    gate_rows, up_rows = probe.rows(linear, *gate), probe.rows(linear, *up)
+    if gate_rows is None or up_rows is None or not set(gate_rows).isdisjoint(up_rows):
+        return ()
+    return (
+        Part(Role.GATE, linear, gate_rows, gate[1].way(node)),
+        Part(Role.UP, linear, up_rows, up[1].way(node)),
+    )

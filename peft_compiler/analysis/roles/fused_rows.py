@@ -1,0 +1,175 @@
+"""Which rows of a projection reach a value, and how a parameter is laid out where it is used."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from peft_compiler.analysis.module_graph import fact
+from peft_compiler.analysis.ops import CASTS, CONVOLUTIONS, PARTS, SELECTIONS, SHAPES, kind, tensors
+from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.nearest import Behind
+from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
+
+_LAYOUT_OPS = SHAPES | CASTS | SELECTIONS
+# By number of axes, where the last but one holds the features out, and where the last one does.
+_FORMS = {2: ("linear", "transposed"), 3: ("experts", "transposed_experts")}
+
+
+class RowProbe:
+    """Answers which rows of a linear reach a value. Equal layers are probed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[int, ...] | None] = {}
+
+    def rows(self, linear: Linear, target: fx.Node, found: Behind) -> tuple[int, ...] | None:
+        """Returns the rows of `linear` that reach `target`, ascending: None for all, empty where unknown.
+
+        Args:
+            linear: One of the linears in `found`.
+            target: The value that `found` lies behind.
+            found: The search that found the linear.
+        """
+        shape = fact(linear.node).shape
+        axis = linear.feature_axis
+        if not any(kind(node) in PARTS for node in found.passed):
+            return None
+        region = sorted(found.passed, key=lambda node: fact(node).order)
+        key = (shape, axis, _signature(linear.node, target, region))
+        if key not in self._known:
+            self._known[key] = _probe(linear.node, axis, target, region)
+        return self._known[key]
+
+
+def _probe(node: fx.Node, axis: int, target: fx.Node, region: list[fx.Node]) -> tuple[int, ...] | None:
+    probe = index_along(fact(node).shape, axis)
+    arrived = None if probe is None else replay({node: probe}, region, target)
+    rows = () if arrived is None else _indices(arrived)
+    return None if len(rows) == fact(node).shape[axis] else rows
+
+
+def _indices(arrived: Tensor) -> tuple[int, ...]:
+    found = (torch.view_as_real(arrived) if arrived.is_complex() else arrived).unique()
+    return tuple(int(row) for row in found.tolist() if row >= 0)
+
+
+def _signature(node: fx.Node, target: fx.Node, region: list[fx.Node]) -> Hashable:
+    """Returns what the answer depends on, the same for every layer that is built alike."""
+    places = {member: place for place, member in enumerate([node, *region])}
+
+    def described(value: Any) -> Hashable:
+        if isinstance(value, fx.Node):
+            return (
+                ("node", places[value])
+                if value in places
+                else ("other", fact(value).shape, fact(value).dtype)
+            )
+        if isinstance(value, (tuple, list)):
+            return tuple(described(item) for item in value)
+        return repr(value)
+
+    ops = tuple(
+        (fact(member).op, described(member.args), described(tuple(member.kwargs.items())))
+        for member in region
+    )
+    return places[target], ops
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a linear uses a parameter.
+
+    Attributes:
+        parameter: The parameter.
+        form: As in `Projection.form`.
+        width_in: Features in.
+        width_out: Features out, of all rows.
+        rows: The rows of the parameter that this op uses, or None for all.
+    """
+
+    parameter: fx.Node
+    form: str
+    width_in: int
+    width_out: int
+    rows: tuple[int, ...] | None
+
+
+def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
+    """Returns how `linear` uses its parameter; None where its weight is computed from several, or unclear."""
+    matrices = [base for base in flow.taint.bases[linear.weight] if len(fact(base).shape) > 1]
+    if len(matrices) != 1:
+        return None
+    parameter = matrices[0]
+    region = _between(parameter, linear.weight)
+    if any(kind(node) not in _LAYOUT_OPS for node in region):
+        return None
+    if kind(linear.node) in CONVOLUTIONS:
+        return _convolution(linear, parameter) if not region else None
+    shape = fact(parameter).shape
+    out_axis = _out_axis(linear)
+    if len(shape) not in _FORMS or out_axis is None:
+        return None
+    for axis, form in ((len(shape) - 2, "linear"), (len(shape) - 1, "transposed")):
+        arrived = _follow(parameter, axis, linear.weight, region)
+        if arrived is not None and varies_along(arrived, out_axis):
+            rows = _indices(arrived)
+            total = shape[axis]
+            width_in = shape[-1] if form == "linear" else shape[-2]
+            stacked = (
+                {"linear": "experts", "transposed": "transposed_experts"}[form] if len(shape) == 3 else form
+            )
+            return Layout(parameter, stacked, width_in, total, rows if len(rows) < total else None)
+    return None
+
+
+def _convolution(linear: Linear, parameter: fx.Node) -> Layout | None:
+    if "transpose" in kind(linear.node):
+        return None
+    channel_axis = linear.feature_axis
+    channels = fact(linear.data).shape[channel_axis]
+    return Layout(parameter, "conv", channels, fact(parameter).shape[0], None)
+
+
+def _between(parameter: fx.Node, weight: fx.Node) -> list[fx.Node]:
+    region: dict[fx.Node, None] = {}
+    queue = [weight]
+    while queue:
+        node = queue.pop()
+        if node is not parameter and node not in region:
+            region[node] = None
+            queue.extend(source for source in tensors(node)[:1] if node.op == "call_function")
+    return list(region)
+
+
+def _follow(parameter: fx.Node, axis: int, weight: fx.Node, region: list[fx.Node]) -> Tensor | None:
+    shape = fact(parameter).shape
+    # Two slices along every other axis say as much, and are cheap, unless an op spells the shape out.
+    narrow = tuple(size if place == axis else min(size, 2) for place, size in enumerate(shape))
+    for size in (narrow, shape):
+        probe = index_along(size, axis)
+        arrived = probe if probe is None or not region else replay({parameter: probe}, region, weight)
+        if arrived is not None:
+            return arrived
+    return None
+
+
+def _out_axis(linear: Linear) -> int | None:
+    """Returns which axis of the weight, as the op sees it, becomes the features of its output."""
+    dimensions = len(fact(linear.weight).shape)
+    if kind(linear.node) == "linear":
+        return 0
+    if kind(linear.node) == "einsum":
+        return _einsum_out_axis(linear)
+    return dimensions - 2 if linear.weight_first else dimensions - 1
+
+
+def _einsum_out_axis(linear: Linear) -> int | None:
+    equation = linear.node.args[0]
+    if not isinstance(equation, str) or "->" not in equation:
+        return None
+    terms, out = equation.replace(" ", "").split("->")
+    data, weight = terms.split(",")[:: -1 if linear.weight_first else 1]
+    new = [axis for axis, letter in enumerate(weight) if letter in out and letter not in data]
+    return new[0] if len(new) == 1 and out.endswith(weight[new[0]]) else None

@@ -1,0 +1,202 @@
+"""Puts what the roles found into sites, each with its place, its layer and the ops that prove it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import fx
+
+from peft_compiler.analysis.module_graph import fact
+from peft_compiler.analysis.ops import kind, tensors
+from peft_compiler.analysis.places import Matrix, matrix_of_linear, matrix_of_lookup
+from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
+from peft_compiler.analysis.roles.blocks import Blocks
+from peft_compiler.analysis.roles.edges import Joining
+from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
+from peft_compiler.analysis.roles.feed_forward import Branch
+from peft_compiler.analysis.roles.head_widths import find_head_widths
+from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.towers import Towers
+from peft_compiler.site import Anchor, Core, Edge, Place, Role, Site, Whole
+
+_MOST_STEPS_TOLD = 8
+_OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
+
+
+class Found(NamedTuple):
+    """A site and the position of its op in the run."""
+
+    order: int
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What every site needs to know: the graph, the blocks and the towers."""
+
+    flow: Dataflow
+    blocks: Blocks
+    towers: Towers
+
+    def of_lookup(self, lookup: Lookup) -> Iterator[Found]:
+        """Yields the embedding site of a lookup."""
+        matrix = matrix_of_lookup(self.flow, lookup)
+        evidence = (f"{kind(lookup.node)} by the input {lookup.source}",)
+        yield self._matrix(Role.EMBEDDING, lookup.node, matrix, None, evidence)
+
+    def of_linear(self, role: Role, linear: Linear, evidence: str) -> Iterator[Found]:
+        """Yields the site of a whole linear; nothing where its weight is no parameter."""
+        yield from self._projection(role, linear, None, (evidence,))
+
+    def of_attention(self, attention: Attention) -> Iterator[Found]:
+        """Yields the core of an attention and its projections."""
+        core = attention.meeting.core
+        unknown: list[str] = []
+        for role, projections in attention.projections.items():
+            for projected in projections:
+                start = self._told(projected.linear.node)
+                if projected.rows == ():
+                    unknown.append(f"which rows of {start} are the {_OPERANDS[role]} is unknown")
+                told = f"{_way(start, projected.way)} {fact(core).op} operand {_OPERANDS[role]}"
+                yield from self._projection(role, projected.linear, projected.rows, (told,), attention.cross)
+        if attention.output is not None:
+            told = f"{fact(core).op} in {self._where(core)} → {self._told(attention.output.node)}"
+            yield from self._projection(
+                Role.ATTENTION_OUTPUT, attention.output, None, (told,), attention.cross
+            )
+        yield self._core(attention, tuple(unknown))
+
+    def of_branch(self, branch: Branch) -> Iterator[Found]:
+        """Yields the projections of a feed-forward layer or a mixer."""
+        end = self._told(branch.down)
+        for part in branch.parts:
+            after = "residual add" if part.linear.node is branch.down else end
+            evidence = f"{_way(self._told(part.linear.node), part.way)} {after}"
+            yield from self._projection(part.role, part.linear, part.rows, (evidence,))
+
+    def of_joining(self, joining: Joining) -> Iterator[Found]:
+        """Yields the edge on which a sub-layer's output enters an add."""
+        operand = tensors(joining.add).index(joining.value)
+        place = Edge(_anchor(joining.add), operand)
+        width = fact(joining.value).shape[-1]
+        evidence = (f"operand {operand} of {fact(joining.add).op} in {self._where(joining.add)}",)
+        yield self._found(joining.role, joining.add, place, (width, width), evidence, cross=joining.cross)
+
+    def of_norm(self, path: str, node: fx.Node) -> Iterator[Found]:
+        """Yields the site of a module that normalises."""
+        own = self.flow.graph.modules[path].parameters
+        shapes = [
+            fact(parameter).shape
+            for parameter, names in self.flow.graph.parameters.items()
+            if any(name.rpartition(".")[0] == path and name.rpartition(".")[2] in own for name in names)
+        ]
+        width = (
+            shapes[0][-1] if shapes and shapes[0] else fact(self.flow.graph.calls[path].outputs[0]).shape[-1]
+        )
+        yield self._found(Role.NORM, node, self._whole(path), (width, width), (f"{kind(node)} in {path}",))
+
+    def of_blocks(self) -> Iterator[Found]:
+        """Yields every block as a whole, where its call shows what comes out."""
+        for path in self.blocks.by_path:
+            call = self.flow.graph.calls.get(path)
+            outputs = [node for node in call.outputs if node in self.flow.taint.activations] if call else []
+            if outputs:
+                width = fact(outputs[0]).shape[-1]
+                evidence = (
+                    f"repeated in {self.blocks.by_path[path].stack or 'the model'}, with a residual add",
+                )
+                yield self._found(
+                    Role.BLOCK, outputs[0], self._whole(path), (width, width), evidence, path=path
+                )
+
+    # ---- the parts of a site
+
+    def _whole(self, path: str) -> Whole:
+        return Whole(self.flow.graph.modules[path].size)
+
+    def _core(self, attention: Attention, unknown: tuple[str, ...]) -> Found:
+        core = attention.meeting.core
+        widths = find_head_widths(self.flow, attention)
+        place = Core(
+            anchor=_anchor(core),
+            heads=widths.heads,
+            key_heads=widths.key_heads,
+            key_width=widths.key_width,
+            value_width=widths.value_width,
+            learned_bias=has_learned_bias(self.flow, core),
+        )
+        width = widths.heads * widths.value_width
+        evidence = (f"{fact(core).op} in {self._where(core)}", *unknown)
+        return self._found(Role.ATTENTION_CORE, core, place, (width, width), evidence, cross=attention.cross)
+
+    def _projection(
+        self,
+        role: Role,
+        linear: Linear,
+        rows: tuple[int, ...] | None,
+        evidence: tuple[str, ...],
+        cross: bool = False,
+    ) -> Iterator[Found]:
+        matrix = None if rows == () else matrix_of_linear(self.flow, linear)
+        if matrix is not None:
+            yield self._matrix(role, linear.node, matrix, rows, evidence, cross)
+
+    def _matrix(
+        self,
+        role: Role,
+        node: fx.Node,
+        matrix: Matrix,
+        rows: tuple[int, ...] | None,
+        evidence: tuple[str, ...],
+        cross: bool = False,
+    ) -> Found:
+        place = matrix.place_of(rows)
+        width_out = matrix.width_out if place.rows is None else len(place.rows)
+        return self._found(role, node, place, (matrix.width_in, width_out), evidence, matrix.shape, cross)
+
+    def _found(
+        self,
+        role: Role,
+        node: fx.Node,
+        place: Place,
+        widths: tuple[int, int],
+        evidence: tuple[str, ...],
+        shape: tuple[int, ...] = (),
+        cross: bool = False,
+        path: str | None = None,
+    ) -> Found:
+        path = fact(node).module if path is None else path
+        block = self.blocks.holding(path)
+        site = Site(
+            role=role,
+            path=path,
+            place=place,
+            width_in=widths[0],
+            width_out=widths[1],
+            layer=None if block is None else self.towers.layer(block),
+            tower=None if block is None else self.towers.towers.get(block.stack),
+            cross=cross,
+            shape=shape,
+            module_type=self.flow.graph.modules[path].type,
+            evidence=evidence,
+        )
+        return Found(fact(node).order, site)
+
+    def _told(self, node: fx.Node) -> str:
+        return f"{fact(node).op} {self._where(node)}"
+
+    def _where(self, node: fx.Node) -> str:
+        return fact(node).module or "the model"
+
+
+def _anchor(node: fx.Node) -> Anchor:
+    anchor = fact(node).anchor
+    assert anchor is not None, "only inputs and parameters have no anchor"
+    return anchor
+
+
+def _way(start: str, nodes: Iterable[fx.Node]) -> str:
+    steps = [kind(node) for node in nodes if kind(node) != "output"]
+    if len(steps) > _MOST_STEPS_TOLD:
+        steps = [*steps[: _MOST_STEPS_TOLD // 2], "…", *steps[-_MOST_STEPS_TOLD // 2 :]]
+    return " → ".join([start, *steps, ""]).rstrip()
