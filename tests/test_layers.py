@@ -23,7 +23,6 @@ ORDER = (
     "verifying",
     "merging",
     "interchange",
-    "inspection",
     "compiling",
     "demo",
     "cli",

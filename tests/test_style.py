@@ -17,7 +17,8 @@ LONGEST = 300
 
 NAMES_OF_ARCHITECTURES = re.compile(
     r"\b(q_proj|k_proj|v_proj|o_proj|qkv_proj|out_proj|c_attn|c_proj|query_key_value|Wqkv|in_proj_weight|up_proj"
-    r"|down_proj|gate_proj|fc1|fc2|lm_head|Llama\w*|GPT\w*|Bert\w*|T5\w*)\b|\bmodel_type\s*(==|!=|in\b|not in\b)"
+    r"|down_proj|gate_proj|fc1|fc2|lm_head|Llama\w*|GPT\w*|Bert\w*|T5\w*)\b"
+    r"|\bmodel_type\s*(==|!=|in\b|not in\b)"
 )
 """Names that some architecture gives its modules, architectures themselves, and questions which one it is."""
 

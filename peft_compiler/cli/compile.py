@@ -18,7 +18,7 @@ def compile_(
     from peft_compiler.compiling import compile as compile_model
     from peft_compiler.interchange import save
     from peft_compiler.lowering import compilation_of
-    from peft_compiler.spec import read_spec
+    from peft_compiler.spec.read import read_spec
 
     read = read_spec(spec)
     tuned = compile_model(load_weights(model), read, seed=seed)

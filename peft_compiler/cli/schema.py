@@ -7,6 +7,6 @@ import typer
 
 def schema() -> None:
     """Prints the JSON Schema of spec files, for completion and checks in an editor."""
-    from peft_compiler.spec import json_schema
+    from peft_compiler.spec.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
