@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import DataCollatorForLanguageModeling, PreTrainedModel
+from torch import nn
+from transformers import DataCollatorForLanguageModeling
 
 from peft_compiler.demo import texts
 from peft_compiler.demo.task import Batch, Task
@@ -30,7 +31,6 @@ def abstracts(seed: int = 0) -> Task:
         title=f"SmolLM2-135M learns from {len(train_inputs)} abstracts to write the next word",
         spec="LoRA r=8 on q,v; adapters after FFN; deep prompts on every layer",
         load=lambda: decoder()[0],
-        tokenizer=tokenizer,
         examples=train_inputs,
         collate=lambda examples: dict(collate(examples)),
         batch=dict(collate(test_inputs[:2])),
@@ -42,7 +42,7 @@ def abstracts(seed: int = 0) -> Task:
 
 
 @torch.no_grad()
-def loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
+def loss(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Returns the mean of the batches' next-token losses."""
     model.eval()
     return torch.stack([model(**batch).loss for batch in batches]).mean().item()

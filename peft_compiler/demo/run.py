@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from peft_compiler.compiling import compile as compile_model
 from peft_compiler.compiling import plan as make_plan
@@ -80,7 +80,7 @@ def rewritten_code(tuned: nn.Module, plan: Plan) -> str:
     return module.code.strip()
 
 
-def train(tuned: PreTrainedModel, task: Task, seed: int) -> None:
+def train(tuned: nn.Module, task: Task, seed: int) -> None:
     """Trains what was inserted, with a progress bar."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -122,6 +122,6 @@ def saved_only_what_was_inserted(folder: Path, plan: Plan) -> dict[str, bool]:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel, task: Task) -> torch.Tensor:
+def logits(model: nn.Module, task: Task) -> torch.Tensor:
     """Returns the model's logits for the task's batch, in eval mode."""
     return model.eval()(**task.batch).logits

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
@@ -37,7 +37,6 @@ def sentiment(seed: int = 0) -> Task:
         # The head is trained because it is new: the package holds none.
         spec="LoRA r=8 on q,v; adapters after FFN; deep prompts on every layer; train head",
         load=lambda: encoder(seed)[0],
-        tokenizer=tokenizer,
         examples=train_inputs,
         collate=lambda examples: dict(collate(examples)),
         batch=next(batches(test_inputs[:8])),
@@ -59,7 +58,7 @@ def sentiment(seed: int = 0) -> Task:
 
 
 @torch.no_grad()
-def accuracy(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
+def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Returns the share of examples whose label the model gives the higher logit."""
     model.eval()
     hits = [model(**batch).logits.argmax(-1) == batch["labels"] for batch in batches]

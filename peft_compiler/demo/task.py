@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 
@@ -18,7 +17,6 @@ class Task:
         title: What is learned from what, in a line.
         spec: The sentence that is compiled.
         load: Returns a fresh copy of the same base model each time.
-        tokenizer: The base model's tokenizer.
         examples: What is trained on: unpadded model inputs.
         collate: Pads some of them to one batch.
         batch: One batch of texts that were not trained on.
@@ -30,12 +28,11 @@ class Task:
 
     title: str
     spec: str
-    load: Callable[[], PreTrainedModel]
-    tokenizer: PreTrainedTokenizerBase
+    load: Callable[[], nn.Module]
     examples: Sequence[Mapping[str, Any]]
     collate: Callable[[list[Mapping[str, Any]]], Batch]
     batch: Batch
-    score: Callable[[PreTrainedModel], float]
+    score: Callable[[nn.Module], float]
     measure: str
     references: Mapping[str, float]
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
