@@ -75,9 +75,10 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
     twin = _without_weights(model)
     recorder = Recorder(_names_by_identity(twin))
     _watch(twin, recorder)
-    arguments = _Arguments(*tree_map(_without_data, tuple(arguments)))
     if "use_cache" in inspect.signature(twin.forward).parameters:
         arguments.kwargs.setdefault("use_cache", False)
+    example = tree_map(_kept, tuple(arguments))
+    arguments = _Arguments(*tree_map(_without_data, tuple(arguments)))
     inputs = {name: recorder.add_input(name, tensor) for name, tensor in _named_tensors(twin, arguments)}
     floats = MetaFloats()
     with _random_state_kept(), torch.no_grad(), composites_opened(), floats, recorder:
@@ -94,6 +95,7 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
         outputs=outputs,
         calls=recorder.calls,
         faked=floats.faked + recorder.faked,
+        example=example,
     )
 
 
@@ -121,6 +123,10 @@ def _without_data(value: Any) -> Any:
     else:
         bare = torch.empty_like(value, device="meta", requires_grad=False)
     return nn.Parameter(bare, requires_grad=False) if isinstance(value, nn.Parameter) else bare
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) and not value.is_meta else value
 
 
 def _config_of(module: nn.Module) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -75,6 +76,7 @@ class ModuleGraph:
         outputs: Tensors that it returned, by where they are in the output.
         calls: The first call of each module that ran, by path.
         faked: How many values were made up because they depend on data that is not there.
+        example: What the model was called with: positional arguments, and others by name.
     """
 
     graph: fx.Graph
@@ -84,6 +86,7 @@ class ModuleGraph:
     outputs: Mapping[str, fx.Node]
     calls: Mapping[str, Call]
     faked: int
+    example: tuple[tuple[Any, ...], Mapping[str, Any]]
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:

@@ -236,4 +236,4 @@ def has_learned_bias(flow: Dataflow, core: fx.Node) -> bool:
     products = [node for node in found.stops if node in flow.products]
     added = [node for node in (*found.passed, *products) if kind(node) in ("add", "sub", "baddbmm")]
     learned = any(operand in flow.taint.bases for node in added for operand in tensors(node))
-    return learned or len(products) > 1
+    return learned or len(products) > 1 or bool(found.linears)

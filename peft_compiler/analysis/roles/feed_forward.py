@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import MIXES, NONLINEARITIES, kind
+from peft_compiler.analysis.ops import CONVOLUTIONS, MIXES, NONLINEARITIES, kind
 from peft_compiler.analysis.roles.fused_rows import RowProbe
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind, behind
@@ -73,20 +73,34 @@ def _as_branch(
     probe: RowProbe,
 ) -> Branch | None:
     linear = flow.linears[down]
-    inner = behind(flow, linear.data, residual.floor, lambda node: node not in residuals)
+    inner = behind(flow, linear.data, residual.floor)
     if not inner.linears:
         return None
     way = ends.way(down)
-    if any(kind(node) in MIXES or node in flow.products for node in inner.passed | inner.stops):
+    if _mixes_positions(flow, linear, inner):
         inputs = _first_linears(flow, residual, linear.data)
         parts = [Part(Role.MIXER_INPUT, entry, None, ()) for entry in inputs]
         return Branch(Role.MIXER, (Part(Role.MIXER_OUTPUT, linear, None, way), *parts), down)
-    if any(node in residuals for node in inner.stops) or not _is_nonlinear(inner):
+    if any(node in residuals for node in inner.passed) or not _is_nonlinear(inner):
         return None
     parts = _gate_and_up(flow, residual.floor, inner, probe) or tuple(
         Part(Role.UP, flow.linears[node], None, inner.way(node)) for node in inner.linears
     )
     return Branch(Role.FEED_FORWARD, (Part(Role.DOWN, linear, None, way), *parts), down)
+
+
+def _mixes_positions(flow: Dataflow, down: Linear, inner: Behind) -> bool:
+    """Whether a position may learn of others between the projections, or in one of them."""
+    between = inner.passed | inner.stops
+    if any(kind(node) in MIXES or node in flow.products for node in between):
+        return True
+    weights = [down.weight, *(flow.linears[node].weight for node in inner.linears)]
+    kernels = [
+        fact(weight).shape[2:]
+        for weight, node in zip(weights, (down.node, *inner.linears), strict=True)
+        if kind(node) in CONVOLUTIONS
+    ]
+    return any(size > 1 for kernel in kernels for size in kernel)
 
 
 def _is_nonlinear(found: Behind) -> bool:

@@ -57,7 +57,8 @@ def find_taint(graph: ModuleGraph) -> Taint:
         # A lookup by the model's inputs is where activations begin; one by routing picks a weight.
         looked_up = bool(learned) and any(index in from_inputs for index in indices)
         # So is a weight applied to a learned input, such as latent queries.
-        learned_input = kind(node) in CONTRACTIONS and len(learned) == 2
+        matrices = [value for value in learned if len(fact(value).shape) > 1]
+        learned_input = kind(node) in CONTRACTIONS and len(matrices) > 1
         if is_real_type(fact(node).dtype):
             if active or any(value in routed for value in data):
                 routed.add(node)
