@@ -1,0 +1,4 @@
+"""Files: what a compiled model has learnt, written and read back."""
+
+from peft_compiler.interchange.load import load as load
+from peft_compiler.interchange.save import save as save

@@ -1,0 +1,86 @@
+"""`Fingerprint`: tells whether a model is the one that an adapter was trained on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self, cast
+
+from pydantic import BaseModel, JsonValue
+from torch import nn
+
+from peft_compiler.plan import is_inserted
+
+INCIDENTAL = frozenset(
+    {
+        "_attn_implementation",
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "experts_implementation",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Fields of a transformers config that say where a model came from or how it runs, not what it computes."""
+
+
+class Fingerprint(BaseModel, frozen=True, extra="forbid"):
+    """What identifies the base of a compiled model.
+
+    Attributes:
+        model: Name of its class.
+        config: Its config, without what is incidental; empty where it has none.
+        structure: SHA-256 of the names, shapes and dtypes of its parameters and buffers.
+        weights: SHA-256 of the digests of its parameters and buffers.
+    """
+
+    model: str
+    config: dict[str, JsonValue]
+    structure: str
+    weights: str
+
+    @classmethod
+    def of(cls, model: nn.Module, weights_digest: Mapping[str, str]) -> Self:
+        """Returns the fingerprint of a model, compiled or not, whose weights had these digests."""
+        to_dict: Callable[[], dict[str, Any]] = getattr(getattr(model, "config", None), "to_dict", dict)
+        return cls(
+            model=type(model).__name__,
+            config=json.loads(json.dumps(_essential(to_dict()), default=str)),
+            structure=structure_of(model),
+            weights=_sha256(sorted(weights_digest.items())),
+        )
+
+    def differences(self, other: Self) -> Iterator[str]:
+        """Yields what `other` has and this one does not, but for the values of weights."""
+        if self.model != other.model:
+            yield f"the base is a {other.model}, the adapter's base was a {self.model}"
+        for field in sorted(self.config.keys() | other.config.keys()):
+            mine, others = self.config.get(field), other.config.get(field)
+            if mine != others:
+                yield f"the base's config has {field}={others!r}, the adapter's base had {mine!r}"
+        if self.structure != other.structure:
+            yield "the names, shapes or dtypes of the base's parameters are not those of the adapter's base"
+
+
+def structure_of(model: nn.Module) -> str:
+    """Returns the SHA-256 of the names, shapes and dtypes of the base's parameters and buffers."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    return _sha256(
+        [name, list(tensor.shape), str(tensor.dtype)]
+        for name, tensor in sorted(tensors.items())
+        if not is_inserted(name)
+    )
+
+
+def _essential(fields: Any) -> Any:
+    """Returns the fields of a config, and of the configs in it, without those that are incidental."""
+    if not isinstance(fields, dict):
+        return fields
+    entries = cast("dict[Any, Any]", fields).items()
+    return {str(name): _essential(value) for name, value in entries if name not in INCIDENTAL}
+
+
+def _sha256(rows: Any) -> str:
+    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()

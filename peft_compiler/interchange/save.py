@@ -1,0 +1,107 @@
+"""Saving: the inserted parameters and how they came about, in one folder, whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor, nn
+
+from peft_compiler.errors import InterchangeError
+from peft_compiler.interchange.fingerprint import Fingerprint
+from peft_compiler.interchange.manifest import MANIFEST, TENSORS, Manifest
+from peft_compiler.lowering.compilation import compilation_of
+from peft_compiler.plan import is_inserted
+
+
+def save(tuned: nn.Module, folder: str | Path) -> None:
+    """Writes the inserted parameters of `tuned` into `folder`, and nothing of its base.
+
+    A crash or a full disk leaves the old folder or none, never a part of the new one.
+
+    Raises:
+        PeftCompilerError: If `tuned` is not a compiled model.
+        InterchangeError: If the folder cannot be written, or holds something else than an adapter.
+    """
+    folder = Path(folder)
+    compilation = compilation_of(tuned)
+    tensors = inserted_state(tuned)
+    problems = [*_not_replaceable(folder)]
+    problems += [
+        f"{name} is on the meta device and has no values"
+        for name, tensor in tensors.items()
+        if tensor.is_meta
+    ]
+    if problems:
+        raise InterchangeError(f"{folder}: the adapter cannot be saved", problems)
+    manifest = Manifest(
+        spec=compilation.plan.spec.model_dump(mode="json", exclude_defaults=True),
+        seed=compilation.seed,
+        plan=compilation.plan.digest,
+        base=Fingerprint.of(tuned, compilation.weights_digest),
+    )
+    try:
+        with _swapped_in(folder) as draft:
+            # Clones, because tensors that share storage cannot be written apart.
+            owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            save_file(owned, draft / TENSORS)
+            (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InterchangeError(f"{folder}: the adapter cannot be saved", [str(error)]) from error
+
+
+def inserted_state(tuned: nn.Module) -> dict[str, Tensor]:
+    """Returns the inserted parameters and buffers by name."""
+    return {name: tensor for name, tensor in tuned.state_dict().items() if is_inserted(name)}
+
+
+def _not_replaceable(folder: Path) -> Iterator[str]:
+    """Yields why `folder` may not be replaced."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        yield "it exists and is no folder: choose another name"
+    elif folder.is_dir():
+        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (MANIFEST, TENSORS))
+        if strangers:
+            yield f"it holds other files ({', '.join(strangers[:3])}), which would be lost: choose another"
+
+
+@contextmanager
+def _swapped_in(folder: Path) -> Generator[Path, None, None]:
+    """Gives an empty folder to write into, which takes the place of `folder` once it is safe on disk."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield draft
+        for path in (*draft.iterdir(), draft):
+            _flush(path)
+        _swap(draft, folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Renames `draft` to `folder`; what was there goes, but comes back if that fails."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    old = draft.with_name(f"{draft.name}.old")
+    folder.rename(old)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Waits until `path` is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

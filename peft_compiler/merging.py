@@ -1,0 +1,138 @@
+"""Merging: a compiled model becomes a plain model of its original class that computes the same."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from peft_compiler.errors import MergeError
+from peft_compiler.lowering.compilation import compilation_of
+from peft_compiler.lowering.lower import base_of
+from peft_compiler.methods import NoMerge, Wiring
+from peft_compiler.plan import Insertion
+from peft_compiler.site import Projection
+
+TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
+"""Forms of a projection whose last axis is the output."""
+
+
+def merge(tuned: nn.Module, untie: bool = False) -> nn.Module:
+    """Returns a plain model of the original class, with every insertion folded into its weights.
+
+    Changed parameters have storage of their own, the others share it with `tuned`, which
+    stays as it was. No parameter of the result requires gradients.
+
+    Args:
+        tuned: A compiled model.
+        untie: Where an adapted parameter also serves another place (a head that is the
+            embedding), give the adapted place a parameter of its own instead of refusing.
+
+    Raises:
+        PeftCompilerError: If `tuned` is not a compiled model.
+        MergeError: If an insertion cannot be folded; every reason is listed.
+    """
+    insertions = compilation_of(tuned).plan.insertions
+    merged = base_of(tuned)
+    problems = [*_without_rule(insertions), *_unfit(insertions, merged, untie)]
+    if problems:
+        raise MergeError("the compiled model cannot be merged", problems)
+    with torch.no_grad():
+        for insertion in insertions:
+            _fold(insertion, tuned.get_submodule(insertion.path), merged)
+    if untie and (config := getattr(merged, "config", None)) is not None:
+        # Or transformers ties the weights again when the model is next loaded.
+        config.tie_word_embeddings = any(len(owners) > 1 for owners in _owners(merged).values())
+    return merged
+
+
+def _without_rule(insertions: tuple[Insertion, ...]) -> Iterator[str]:
+    """Yields why insertions of methods without a merge rule cannot be folded, equal reasons once."""
+    reasons = Counter(
+        (insertion.method.kind, insertion.site.role, insertion.method.merge.because)
+        for insertion in insertions
+        if isinstance(insertion.method.merge, NoMerge)
+    )
+    for (kind, role, because), count in reasons.items():
+        yield f"{kind} at {role} ({count}x): {because}"
+
+
+def _unfit(insertions: tuple[Insertion, ...], model: nn.Module, untie: bool) -> Iterator[str]:
+    """Yields which weights cannot take what would be folded into them."""
+    owners = _owners(model)
+    for insertion in insertions:
+        if isinstance(insertion.method.merge, NoMerge):
+            continue
+        host = model.get_submodule(insertion.site.path)
+        for name in _changed(insertion, host):
+            parameter = host.get_parameter(name)
+            path = ".".join(filter(None, (insertion.site.path, name)))
+            if not parameter.is_floating_point():
+                yield f"{path}: it is quantised ({parameter.dtype}): dequantise the base first"
+            elif len(owners[id(parameter)]) > 1 and not untie:
+                others = ", ".join(other for other in owners[id(parameter)].values() if other != path)
+                yield f"{path}: the weight is also {others}, which would change too: merge(tuned, untie=True)"
+
+
+def _owners(model: nn.Module) -> dict[int, dict[tuple[int, str], str]]:
+    """Returns, by the identity of each parameter, the module and name that hold it, with the full name.
+
+    A module that stands at several paths is one place.
+    """
+    owners: dict[int, dict[tuple[int, str], str]] = {}
+    for path, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            full_name = ".".join(filter(None, (path, name)))
+            owners.setdefault(id(parameter), {})[id(module), name] = full_name
+    return owners
+
+
+def _changed(insertion: Insertion, host: nn.Module) -> Iterator[str]:
+    """Yields the names, within the host, of the parameters that folding the insertion may change."""
+    if insertion.wiring is Wiring.REPLACE:
+        yield from (name for name, _ in host.named_parameters(remove_duplicate=False))
+        return
+    assert isinstance(insertion.site.place, Projection)
+    yield insertion.site.place.weight
+
+
+def _fold(insertion: Insertion, inserted: nn.Module, model: nn.Module) -> None:
+    """Puts the weights that `insertion` makes of the base's in their place in `model`."""
+    host = model.get_submodule(insertion.site.path)
+    rule = type(insertion.method).merge  # of the class: an instance would bind it
+    assert not isinstance(rule, NoMerge)
+    if insertion.wiring is Wiring.REPLACE:
+        for name, tensor in rule(inserted, dict(host.named_parameters())).items():
+            _put(host, name, tensor.clone())
+        for name, buffer in inserted.named_buffers():
+            host.get_buffer(name).copy_(buffer)
+        return
+    place = insertion.site.place
+    assert isinstance(place, Projection)
+    names = {"weight": place.weight} | ({"bias": place.bias} if place.bias else {})
+    whole = {part: host.get_parameter(name).detach().clone() for part, name in names.items()}
+    # Views of the clones, laid out as the rule expects and narrowed to the site's rows.
+    views = {
+        part: _by_output(tensor, place) if part == "weight" else tensor for part, tensor in whole.items()
+    }
+    rows = (
+        slice(None) if place.rows is None else torch.tensor(place.rows.indices, device=views["weight"].device)
+    )
+    index = (slice(None), rows) if insertion.site.experts is not None else (rows,)
+    given = {part: view[index] for part, view in views.items()}
+    for part, tensor in rule(inserted, given).items():
+        if tensor is not given[part]:
+            views[part][index] = tensor
+            _put(host, names[part], whole[part])
+
+
+def _by_output(weight: Tensor, place: Projection) -> Tensor:
+    """Returns a view of `weight` laid out (out, in, ...), with the experts in front where there are any."""
+    return weight.mT if place.form in TRANSPOSED else weight
+
+
+def _put(host: nn.Module, name: str, tensor: Tensor) -> None:
+    """Makes `tensor` the parameter of that name; whatever shared the old one keeps it."""
+    path, _, leaf = name.rpartition(".")
+    setattr(host.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
