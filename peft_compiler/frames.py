@@ -1,10 +1,9 @@
 """How an op is told from others while Python runs: its name, and the instructions that led to it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def _with_nested(code: CodeType) -> frozenset[CodeType]:
 CALL_IMPL: frozenset[CodeType] = _with_nested(nn.Module._call_impl.__code__)
 """The code that calls a module's forward: a chain of frames starts below it."""
 
-_ATTENTION = nn.functional.multi_head_attention_forward.__code__
+_ATTENTION = nn.functional.multi_head_attention_forward
 
 
 def call_chain(
@@ -55,7 +54,7 @@ def call_chain(
     chain: list[tuple[str, int]] = []
     while frame is not None and frame.f_code not in stop:
         code = frame.f_code
-        if code is _ATTENTION or not _is_machinery(code.co_filename):
+        if code is _ATTENTION.__code__ or not _is_machinery(code.co_filename):
             chain.append((code.co_qualname, frame.f_lasti))
         frame = frame.f_back
     return tuple(reversed(chain))
@@ -77,25 +76,21 @@ def op_name(function: Callable[..., Any]) -> str:
     return name.strip("_") if name.startswith("__") and name.endswith("__") else name
 
 
-@contextmanager
-def composites_opened() -> Iterator[None]:
-    """Lets a torch function mode see the ops that `torch.nn.functional` composes, one by one.
+def _opened(function: FunctionType) -> FunctionType:
+    """Returns `function` without its own hand-over to function modes, so that they see what it calls.
 
-    Else `multi_head_attention_forward` is a single op, with everything of interest inside.
+    It runs the same code object, so chains of instructions stay the same.
     """
-    modules = (nn.functional, torch.functional)
-    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    before = [
-        (module, name, vars(module)[name]) for module in modules for name in names if name in vars(module)
-    ]
-    try:
-        for module, name, _ in before:
-            setattr(module, name, _never)
-        yield
-    finally:
-        for module, name, function in before:
-            setattr(module, name, function)
+    asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    namespace = {**function.__globals__, **dict.fromkeys(asks, _never)}
+    opened = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
+    opened.__kwdefaults__ = function.__kwdefaults__
+    return opened
 
 
 def _never(*_: object) -> bool:
     return False
+
+
+OPENED: Mapping[Any, Callable[..., Any]] = MappingProxyType({_ATTENTION: _opened(_ATTENTION)})
+"""What to call in place of a composite that holds places of its own: queries and keys meet within it."""

@@ -16,7 +16,6 @@ from peft_compiler.analysis.meta_mode import MetaFloats, is_real_type
 from peft_compiler.analysis.module_graph import ModuleFact, ModuleGraph
 from peft_compiler.analysis.recorder import Recorder
 from peft_compiler.errors import CaptureError
-from peft_compiler.frames import composites_opened
 
 _COLLECTIONS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _DEEPEST_OUTPUT = 5
@@ -81,7 +80,7 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
     arguments = _Arguments(*tree_map(_without_data, tuple(arguments)))
     inputs = {name: recorder.add_input(name, tensor) for name, tensor in _named_tensors(twin, arguments)}
     floats = MetaFloats()
-    with _random_state_kept(), torch.no_grad(), composites_opened(), floats, recorder:
+    with _random_state_kept(), torch.no_grad(), floats, recorder:
         out = twin(*arguments.args, **arguments.kwargs)
     outputs = {
         name: node for name, tensor in _tensors_of(out) if (node := recorder.node_of(tensor)) is not None

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import fx
 
+from peft_compiler.analysis.meta_mode import is_real_type
 from peft_compiler.analysis.module_graph import fact
 
 _SAME = {
@@ -119,3 +120,12 @@ def tensors(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), found.append)
     return found
+
+
+def selected(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """Returns what a selection picks from, and the indices that say what."""
+    first, *others = tensors(node)
+    # F.embedding takes the indices first, unlike torch.embedding and everything else.
+    if kind(node) == "embedding" and others and is_real_type(fact(first).dtype):
+        return others[0], [first]
+    return first, others

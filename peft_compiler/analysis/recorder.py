@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from peft_compiler.analysis.meta_mode import READS, made_up_answer
 from peft_compiler.analysis.module_graph import Call, Fact, fact
-from peft_compiler.frames import call_chain, op_name
+from peft_compiler.frames import OPENED, call_chain, op_name
 from peft_compiler.site import Anchor
 
 # Attributes of a tensor that are tensors computed from it; all others are plain facts.
@@ -127,6 +127,9 @@ class Recorder(TorchFunctionMode):
         op = op_name(func)
         if name in _QUESTIONS or (name == "__get__" and op not in _DERIVED_ATTRIBUTES):
             return func(*args, **kwargs)
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
         if name in READS and isinstance(args[0], Tensor) and args[0].is_meta:
             self.faked += 1
             known = self.node_of(args[0])

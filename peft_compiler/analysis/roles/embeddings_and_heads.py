@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import SELECTIONS, kind, tensors
+from peft_compiler.analysis.ops import SELECTIONS, kind, selected
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import behind
 
@@ -34,7 +34,7 @@ def find_lookups(flow: Dataflow) -> tuple[Lookup, ...]:
     for node in flow.graph.nodes:
         if kind(node) not in SELECTIONS or node not in flow.taint.activations:
             continue
-        table, *indices = tensors(node)
+        table, indices = selected(node)
         for index in indices:
             if table in flow.graph.parameters and len(fact(table).shape) == 2 and index in flow.taint.inputs:
                 found.append(Lookup(node, table, index, flow.taint.inputs[index]))

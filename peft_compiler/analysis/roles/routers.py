@@ -3,7 +3,7 @@
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import SELECTIONS, kind, tensors
+from peft_compiler.analysis.ops import SELECTIONS, kind, selected
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 
 
@@ -14,7 +14,7 @@ def find_routers(flow: Dataflow) -> tuple[Linear, ...]:
     for node in flow.graph.nodes:
         picks_a_weight = kind(node) in SELECTIONS and node in flow.taint.bases
         if picks_a_weight:
-            for index in tensors(node)[1:]:
+            for index in selected(node)[1]:
                 if index in flow.taint.routed:
                     found.update(dict.fromkeys(_nearest(flow, index, seen)))
     return tuple(flow.linears[node] for node in sorted(found, key=lambda node: fact(node).order))

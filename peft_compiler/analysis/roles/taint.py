@@ -8,7 +8,16 @@ from torch import fx
 
 from peft_compiler.analysis.meta_mode import is_real_type
 from peft_compiler.analysis.module_graph import ModuleGraph, fact
-from peft_compiler.analysis.ops import CASTS, CONTRACTIONS, CREATIONS, SELECTIONS, SHAPES, kind, tensors
+from peft_compiler.analysis.ops import (
+    CASTS,
+    CONTRACTIONS,
+    CREATIONS,
+    SELECTIONS,
+    SHAPES,
+    kind,
+    selected,
+    tensors,
+)
 
 # Packed weights of quantised layers.
 _PACKED = (torch.uint8, torch.int8)
@@ -75,5 +84,7 @@ def find_taint(graph: ModuleGraph) -> Taint:
 
 
 def _data_and_indices(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    operands = tensors(node)
-    return (operands[:1], operands[1:]) if kind(node) in SELECTIONS else (operands, [])
+    if kind(node) not in SELECTIONS:
+        return tensors(node), []
+    data, indices = selected(node)
+    return [data], indices

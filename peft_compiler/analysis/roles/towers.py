@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import CONVOLUTIONS, SELECTIONS, kind, tensors
+from peft_compiler.analysis.ops import CONVOLUTIONS, SELECTIONS, kind, selected
 from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.blocks import Block, Blocks
 from peft_compiler.analysis.roles.linears import Dataflow
@@ -81,7 +81,7 @@ def _fed_by(
             earlier.add(known.get(holder.stack))
             continue
         convolved = convolved or kind(node) in CONVOLUTIONS
-        if kind(node) in SELECTIONS and any(index in flow.taint.inputs for index in tensors(node)[1:]):
+        if kind(node) in SELECTIONS and any(index in flow.taint.inputs for index in selected(node)[1]):
             found.add(Tower.TEXT)
         elif node.op == "placeholder":
             found.add(_of_input(len(fact(node).shape), convolved))
