@@ -16,7 +16,8 @@ from peft_compiler.lowering.lower import lower
 from peft_compiler.plan import Plan
 from peft_compiler.planning import make_plan
 from peft_compiler.site import Site
-from peft_compiler.spec import Spec, read_spec
+from peft_compiler.spec import Spec
+from peft_compiler.spec.read import read_spec
 
 Source = Spec | Mapping[str, Any] | Path | str
 """A spec, a dict, the path of a file, or a sentence."""

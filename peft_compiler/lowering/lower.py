@@ -3,7 +3,6 @@
 import copy
 import hashlib
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,9 +27,11 @@ def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, 
         LoweringError: If a place cannot be rewritten.
     """
     compiled = shared_copy(model)
-    by_path = sorted(plan.insertions, key=lambda insertion: insertion.site.path)
-    for path, group in groupby(by_path, key=lambda insertion: insertion.site.path):
-        _insert(compiled, path, [insertion for insertion in plan.insertions if insertion in set(group)], seed)
+    by_path: dict[str, list[Insertion]] = {}
+    for insertion in plan.insertions:
+        by_path.setdefault(insertion.site.path, []).append(insertion)
+    for path, insertions in by_path.items():
+        _insert(compiled, path, insertions, seed)
     _rewrite_fused_ancestors(compiled)
     _rewrite_root(compiled)
     compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests_of(model))

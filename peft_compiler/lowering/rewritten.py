@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -203,10 +204,21 @@ def fixed_variant(original: type[nn.Module], edits: tuple[Edit, ...]) -> Variant
             keywords[parameter.name] = node
         else:
             positional.append(node)
-    host = graph.call_function(original.forward, (graph.get_attr(ITSELF), *positional), keywords)
+    host = graph.call_function(_named(original), (graph.get_attr(ITSELF), *positional), keywords)
     host.meta["host"] = True
     graph.output(host)
     return finished(graph, edits, ())
+
+
+def _named(original: type[nn.Module]) -> Callable[..., Any]:
+    """Returns the original forward under a name that generated code can call it by."""
+    forward = original.forward
+    named = FunctionType(
+        forward.__code__, forward.__globals__, "forward", forward.__defaults__, forward.__closure__
+    )
+    named.__kwdefaults__ = forward.__kwdefaults__
+    named.__module__ = original.__name__  # fx writes torch's own functions by their module, where methods are not
+    return named
 
 
 def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:

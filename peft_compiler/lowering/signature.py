@@ -12,7 +12,7 @@ _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_in
 def signature_of(
     module: nn.Module, config: object, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """Returns a hashable description of a call of `module`, without any size.
+    """Returns a hashable description of a call of `module`; of sizes it only says which are 1.
 
     Equal signatures may share a graph; what else the forward branches on is guarded there.
     """
@@ -35,7 +35,8 @@ def kind_of(value: Any) -> Any:
         return value
     kind = type(value)
     if issubclass(kind, Tensor):
-        return Tensor, value.dtype, value.dim()
+        # Forwards branch on "one token or more" after they wrote to a cache, when it is too late to start anew.
+        return Tensor, value.dtype, *[size == 1 for size in value.shape]
     if kind is str:
         return value
     if kind is tuple or kind is list:

@@ -116,22 +116,26 @@ class LocalTracer(TorchFunctionMode):
             LoweringError: If the forward does something that a graph cannot say.
         """
         args, kwargs = snapshot((args, kwargs))
-        positional = [
-            self._argument(name, i, args[i]) for i, name in enumerate(_argument_names(forward, len(args)))
+        named = [*enumerate(args), *kwargs.items()]
+        names = [*_argument_names(forward, len(args)), *kwargs]
+        nodes = [self._placeholder(name, *item) for name, item in zip(names, named, strict=True)]
+        seen = [
+            value if node is None else self.values.shown(node, value, settled=True)
+            for node, (_, value) in zip(nodes, named, strict=True)
         ]
-        keywords = {name: self._argument(name, name, value) for name, value in kwargs.items()}
+        positional, keywords = seen[: len(args)], dict(zip(kwargs, seen[len(args) :], strict=True))
         with _LOCK, preserved(self.root), self._children_as_leaves(), self:
             result = run_forward(forward, self.root, positional, keywords)
         self.graph.output(self.values.node_of(result))
         return self.graph
 
-    def _argument(self, name: str, place: int | str, value: Any) -> Any:
-        """Returns what the forward sees for one argument; settled values get no placeholder."""
+    def _placeholder(self, name: str, place: int | str, value: Any) -> Node | None:
+        """Returns the placeholder of one argument; a value that the signature settles needs none."""
         if value is None or isinstance(value, (bool, str, *SETTLED)):
-            return value
+            return None
         self.arguments.append(place)
         self.outer_storages.update(_storage(tensor) for tensor in _flat_tensors(value))
-        return self.values.shown(self.graph.placeholder(name), value, settled=True)
+        return self.graph.placeholder(name)
 
     @contextmanager
     def _children_as_leaves(self) -> Iterator[None]:
