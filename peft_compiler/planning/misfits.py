@@ -93,7 +93,8 @@ def _roles(sites: Iterable[Site]) -> Counter[str]:
 
 def _nothing_left(binding: Binding, sites: tuple[Site, ...], depths: Depths) -> str:
     """Returns how many places were left after each criterion, and what there is."""
-    left, steps = list(sites), []
+    left = list(sites)
+    steps: list[str] = []
     for criterion in rule_criteria(binding.rule, depths):
         left = [site for site in left if criterion.holds(site)]
         steps.append(f"{len(left)} {criterion.text}")

@@ -12,7 +12,6 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from typing_extensions import override
 
 from peft_compiler.errors import SpecError
@@ -41,15 +40,9 @@ def read_yaml(text: str, name: str) -> File:
     """
     try:
         problems = tuple(_unwanted(text))
-        root = None if problems else YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        where = error.problem_mark or error.context_mark
-        mark = Mark(where.line + 1, where.column + 1) if where else None
-        reason = ", ".join(filter(None, (error.context, error.problem)))
-        problems, root = (Problem(f"not YAML: {reason}", mark=mark),), None
+        root: Any = None if problems else _parser().compose(text)
     except YAMLError as error:
-        reason = getattr(error, "reason", error)
-        problems, root = (Problem(f"not YAML: {reason}"),), None
+        problems, root = (_syntax_problem(error),), None
     if problems:
         raise _not_readable(name, problems)
     if root is None:
@@ -67,7 +60,7 @@ def read_json(text: str, name: str) -> File:
         SpecError: If it is not JSON, or deeply nested.
     """
     try:
-        json.loads(text)
+        json.loads(text, parse_int=str)
     except json.JSONDecodeError as error:
         problem = Problem(f"not JSON: {error.msg.lower()}", mark=Mark(error.lineno, error.colno))
         raise _not_readable(name, (problem,)) from None
@@ -77,23 +70,37 @@ def read_json(text: str, name: str) -> File:
     return read_yaml(text.replace("\t", " "), name)
 
 
+def _parser() -> Any:
+    # Untyped, because the library leaves most of its types open.
+    return YAML(typ="safe", pure=True)
+
+
 def _not_readable(name: str, problems: tuple[Problem, ...]) -> SpecError:
     file = File(name, None)
     return SpecError(f"{name} cannot be read", map(file.show, problems))
 
 
+def _syntax_problem(error: Any) -> Problem:
+    if not isinstance(error, MarkedYAMLError):
+        return Problem(f"not YAML: {getattr(error, 'reason', error)}")
+    said: Any = error
+    where = said.problem_mark or said.context_mark
+    reason = ", ".join(filter(None, (said.context, said.problem)))
+    return Problem(f"not YAML: {reason}", mark=Mark(where.line + 1, where.column + 1) if where else None)
+
+
 def _unwanted(text: str) -> Iterator[Problem]:
     depth = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
+    for event in _parser().parse(text):
+        kind: type[object] = event.__class__
         mark = Mark(event.start_mark.line + 1, event.start_mark.column + 1)
-        if isinstance(event, AliasEvent):
+        if kind is AliasEvent:
             yield Problem(f"found alias '*{event.anchor}'; write out what it stands for", mark=mark)
-        elif isinstance(event, NodeEvent) and event.anchor is not None:
+        elif issubclass(kind, NodeEvent) and event.anchor is not None:
             yield Problem(f"found anchor '&{event.anchor}'; a spec has none, remove it", mark=mark)
-        tag = getattr(event, "tag", None)
-        if isinstance(event, ScalarEvent | CollectionStartEvent) and tag is not None:
-            yield Problem(f"found tag '{tag}'; a spec has none, remove it", mark=mark)
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if issubclass(kind, ScalarEvent | CollectionStartEvent) and event.tag is not None:
+            yield Problem(f"found tag '{event.tag}'; a spec has none, remove it", mark=mark)
+        depth += issubclass(kind, CollectionStartEvent) - issubclass(kind, CollectionEndEvent)
         if depth > DEEPEST:
             yield Problem(f"nested more than {DEEPEST} levels deep", mark=mark)
             return
@@ -106,21 +113,25 @@ class _Nodes:
         self.values: dict[Path, Mark] = {}
         self.keys: dict[Path, Mark] = {}
         self.problems: list[Problem] = []
-        self.scalars = YAML(typ="safe", pure=True).constructor
+        self.scalars = _parser().constructor
 
     def value(self, node: Any, path: Path) -> Any:
+        """Returns the data of a node, and notes its place."""
         self.values[path] = _mark(node)
-        if isinstance(node, MappingNode):
-            return self.mapping(node, path)
-        if isinstance(node, SequenceNode):
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self.scalar(node, path)
+        match node.id:
+            case "mapping":
+                return self.mapping(node, path)
+            case "sequence":
+                return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+            case _:
+                return self.scalar(node, path)
 
-    def mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+    def mapping(self, node: Any, path: Path) -> dict[str, Any]:
+        """Returns the data of a mapping, without keys that cannot count."""
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             mark = _mark(key_node)
-            if not isinstance(key_node, ScalarNode):
+            if key_node.id != "scalar":
                 message = "found a key that is a list or mapping, expected a word"
                 self.problems.append(Problem(message, mark=mark))
                 continue
@@ -135,13 +146,17 @@ class _Nodes:
             data[key] = self.value(value_node, inner)
         return data
 
-    def scalar(self, node: ScalarNode, path: Path) -> Any:
+    def scalar(self, node: Any, path: Path) -> Any:
+        """Returns the data of a scalar."""
         # What looks like a date or a merge key is only text here.
         if str(node.tag) not in PLAIN_SCALARS:
             return node.value
-        value = self.scalars.construct_object(node)
+        try:
+            value = self.scalars.construct_object(node)
+        except ValueError:  # Python reads no integer of thousands of digits.
+            value = math.inf
         if isinstance(value, float) and not math.isfinite(value):
-            message = f"found '{node.value}', expected a finite number"
+            message = f"found '{node.value[:40]}', expected a finite number"
             self.problems.append(Problem(message, path, _mark(node)))
         return value
 

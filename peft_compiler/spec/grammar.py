@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -90,19 +91,47 @@ def without_comment(statement: str) -> str:
     return found[0] if found else statement
 
 
-def parse(statement: str) -> Tree[Token]:
-    """Returns the tree of one statement.
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A piece of a statement: a word, or what a rule of the grammar made of several.
+
+    Attributes:
+        name: The terminal or the rule.
+        text: As it was written.
+        start: Offset of its first character in the statement.
+        parts: What it is made of; a word has none.
+    """
+
+    name: str
+    text: str
+    start: int
+    parts: tuple["Phrase", ...] = ()
+
+
+def parse(statement: str) -> Phrase:
+    """Returns one statement in phrases.
 
     Raises:
         UnexpectedInput: If it is none; `explain` says why.
     """
-    return parser().parse(statement)
+    tree = parser().parse(statement)  # pyright: ignore[reportUnknownMemberType]: lark leaves the text's type open
+    return _phrase(tree, statement)
+
+
+def _phrase(branch: Tree[Token] | Token, statement: str) -> Phrase:
+    if isinstance(branch, Token):
+        return Phrase(branch.type, str(branch), branch.start_pos or 0)
+    start, end = branch.meta.start_pos, branch.meta.end_pos
+    # Lark leaves None where an optional part is absent.
+    parts = tuple(_phrase(child, statement) for child in branch.children if child is not None)  # pyright: ignore[reportUnnecessaryComparison]
+    return Phrase(str(branch.data), statement[start:end], start, parts)
 
 
 def explain(statement: str, error: UnexpectedInput) -> tuple[str, int, int]:
     """Returns what is wrong with a statement, and the offset and length of the place."""
     expected = _expected_terminals(error)
-    at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+    token: object = getattr(error, "token", None)
+    at_end = isinstance(token, Token) and token.type == "$END"
     start = len(without_comment(statement).rstrip()) if at_end else error.pos_in_stream or 0
     rest = statement[start:]
     if rest.startswith('"'):
@@ -134,7 +163,7 @@ def _words(terminal: str) -> tuple[str, ...]:
 
 def _listed(expected: set[str]) -> list[str]:
     """Returns what may stand here, in words; long vocabularies by examples."""
-    listed = []
+    listed: list[str] = []
     if "METHOD" in expected:
         listed.append(f"a method ({', '.join(method.spoken[0] for method in METHODS)})")
     if "FIELD" in expected:

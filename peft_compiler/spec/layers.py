@@ -2,13 +2,14 @@
 
 import re
 
-RANGE = re.compile(r"(\d+)\s*(?:-|\.\.|to)\s*(\d+)")
-END = re.compile(r"(first|last)(?:\s+(\d+))?(?:\s+layers?)?")
-STEP = re.compile(r"every\s+(?:(\d+)(?:st|nd|rd|th)|(other))(?:\s+layer)?")
+INDEX = re.compile(r"\d{1,9}", re.ASCII)
+RANGE = re.compile(r"(\d{1,9})\s*(?:-|\.\.|to)\s*(\d{1,9})", re.ASCII)
+END = re.compile(r"(first|last)(?:\s+(\d{1,9}))?(?:\s+layers?)?", re.ASCII)
+STEP = re.compile(r"every\s+(?:(\d{1,9})(?:st|nd|rd|th)|(other))(?:\s+layer)?", re.ASCII)
 EXPECTED = "expected layers such as `0-5`, `3, 7`, `first 2`, `last 4`, `every 2nd` or `all`"
 
 
-def canonical_layers(value: object) -> str | None:
+def canonical_layers(value: str | int | list[str | int] | tuple[str | int, ...] | None) -> str | None:
     """Returns the one spelling of a choice of layers; None for all of them.
 
     Args:
@@ -32,7 +33,7 @@ def canonical_layers(value: object) -> str | None:
 def _canonical_item(item: str) -> str:
     if item in ("all", "every layer", "all layers"):
         return "all"
-    if item.isdecimal() and item.isascii():
+    if INDEX.fullmatch(item):
         return str(int(item))
     if found := RANGE.fullmatch(item):
         first, last = int(found[1]), int(found[2])
@@ -72,16 +73,16 @@ def chosen_layers(text: str, depth: int) -> frozenset[int]:
     chosen: set[int] = set()
     for item in text.split(", "):
         if found := RANGE.fullmatch(item):
-            chosen.update(range(int(found[1]), int(found[2]) + 1))
+            chosen.update(range(int(found[1]), min(int(found[2]) + 1, depth)))
         elif found := END.fullmatch(item):
-            count = int(found[2])
+            count = min(int(found[2]), depth)
             chosen.update(range(count) if found[1] == "first" else range(depth - count, depth))
         elif found := STEP.fullmatch(item):
             step = int(found[1])
             chosen.update(range(step - 1, depth, step))
         else:
             chosen.add(int(item))
-    return frozenset(layer for layer in chosen if 0 <= layer < depth)
+    return frozenset(layer for layer in chosen if layer < depth)
 
 
 def depth_needed(text: str) -> int:

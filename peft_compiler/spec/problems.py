@@ -1,7 +1,7 @@
 """What a validator found wrong, in the words and at the places of what the user wrote."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -96,11 +96,14 @@ def _expected(message: str) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "a list"
     if isinstance(value, str | int | float | bool):
         text = repr(value)
         return text if len(text) <= 40 else f"{text[:37]}..."
-    kinds = {type(None): "nothing", dict: "a mapping", list: "a list", tuple: "a list"}
-    return kinds.get(type(value), f"of type {type(value).__name__}")
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "nothing" if value is None else f"of type {type(value).__name__}"
 
 
 def _keys_at(location: tuple[str | int, ...]) -> dict[str, str]:
@@ -117,5 +120,5 @@ def _keys_at(location: tuple[str | int, ...]) -> dict[str, str]:
     if model is None:
         return {}
     names = [str(field.validation_alias or name) for name, field in model.model_fields.items()]
-    spoken = model.spoken_fields if issubclass(model, Method) else {}
+    spoken: Mapping[str, str] = model.spoken_fields if issubclass(model, Method) else {}
     return {name: name for name in names if name != "kind"} | dict(spoken)

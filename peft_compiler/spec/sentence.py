@@ -5,17 +5,16 @@ decided afterwards, once, for both.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lark import Token, Tree
 from lark.exceptions import UnexpectedInput
 from typing_extensions import override
 
 from peft_compiler.methods import Method
 from peft_compiler.spec.documents import Document, Mark, Path, Problem
-from peft_compiler.spec.grammar import explain, method_names, parse, without_comment
+from peft_compiler.spec.grammar import Phrase, explain, method_names, parse, without_comment
 
 STATEMENT = re.compile(r'(?:"(?:\\.|[^"\\\n])*"|#[^\n]*|[^;\n])+')
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"'}
@@ -23,8 +22,6 @@ WIDEST = 100
 """Characters of a line that are shown around a problem."""
 NAMING = ("on", "after", "at", "to")
 """Prepositions after which `cross attention` names the place, and not only its kind."""
-
-Node = Tree[Token]
 
 
 @dataclass(frozen=True)
@@ -72,134 +69,136 @@ class _Reader:
         if not without_comment(statement).strip():
             return
         try:
-            tree = parse(statement)
-            if tree.data == "rule":
-                self.rules.append(self.rule(tree, ("rules", len(self.rules))))
+            phrase = parse(statement)
+            if phrase.name == "rule":
+                self.rules.append(self.rule(phrase, ("rules", len(self.rules))))
             else:
-                self.train += self.parts(tree)
+                self.train += self.parts_to_train(phrase)
         except UnexpectedInput as error:
             message, start, length = explain(statement, error)
-            self.problems.append(Problem(message, mark=self.mark(start, start + length)))
+            self.problems.append(Problem(message, mark=self.mark(start, length)))
         except RecursionError:
             self.problems.append(Problem("found too many parts within parts", mark=self.mark(0, 1)))
 
-    def parts(self, tree: Node) -> list[str]:
+    def parts_to_train(self, phrase: Phrase) -> list[str]:
         """Returns the parts of the base to train."""
-        for index, part in enumerate(tree.children, start=len(self.train)):
+        for index, part in enumerate(phrase.parts, start=len(self.train)):
             self.values["train", index] = self.mark_of(part)
-        return [_value(part.children[0]) for part in tree.children]
+        return [_value(part.parts[0]) for part in phrase.parts]
 
-    def rule(self, tree: Node, path: Path) -> dict[str, Any]:
+    def rule(self, phrase: Phrase, path: Path) -> dict[str, Any]:
         """Returns the data of a rule."""
-        method_token, *parts = tree.children
-        method = method_names()[_known_name(method_token)]
+        name, *parts = phrase.parts
+        method = _method(name.text)
         rule: dict[str, Any] = {"use": {"kind": method.model_fields["kind"].default}}
-        self.values[path] = self.mark_of(tree)
-        self.values[*path, "use"] = self.mark_of(method_token)
-        selecting = [part for part in parts if part.data in ("clause", "exception")]
+        self.values[path] = self.mark_of(phrase)
+        self.values[*path, "use"] = self.mark_of(name)
+        selecting = [part for part in parts if part.name in ("clause", "exception")]
         if selecting:
             rule["where"] = self.selector(selecting, (*path, "where"))
         for part in parts:
-            if part.data == "setting":
+            if part.name == "setting":
                 self.setting(part, method, rule["use"], (*path, "use"))
-            elif part.data == "expect":
-                rule["expect"] = int(part.children[0])
-                self.values[*path, "expect"] = self.mark_of(part.children[0])
+            elif part.name == "expect":
+                rule["expect"] = int(part.parts[0].text)
+                self.values[*path, "expect"] = self.mark_of(part.parts[0])
         return rule
 
-    def setting(self, tree: Node, method: type[Method], use: dict[str, Any], path: Path) -> None:
+    def setting(self, phrase: Phrase, method: type[Method], use: dict[str, Any], path: Path) -> None:
         """Adds one setting to the data of a method."""
-        word, value = tree.children
-        name = _field_name(str(word), method)
+        word, value = phrase.parts
+        name = method.spoken_fields.get(word.text.lower(), word.text.lower())
         inner = (*path, name)
         if name in use:
-            message = f"found '{word}' twice in one rule; keep one"
+            message = f"found '{word.text}' twice in one rule; keep one"
             self.problems.append(Problem(message, inner, self.mark_of(word)))
             return
         self.keys[inner] = self.mark_of(word)
         self.values[inner] = self.mark_of(value)
         use[name] = _value(value)
 
-    def selector(self, parts: list[Any], path: Path) -> dict[str, Any]:
+    def selector(self, phrases: Sequence[Phrase], path: Path) -> dict[str, Any]:
         """Returns the data of criteria, clauses and an exception that must hold together."""
         where: dict[str, Any] = {}
-        for part in parts:
-            for key, node, value in self.criteria(part, path):
+        for phrase in phrases:
+            for key, said, value in self.criteria(phrase, path):
                 if key in where:
-                    told = f"found a second choice of `{key}`; join both with `,`, or write `(...) and (...)`"
-                    self.problems.append(Problem(told, (*path, key), self.mark_of(node)))
+                    message = (
+                        f"found a second choice of `{key}`; join both with `,`, or write `(...) and (...)`"
+                    )
+                    self.problems.append(Problem(message, (*path, key), self.mark_of(said)))
                 where[key] = value
-                self.values[*path, key] = self.mark_of(node)
+                self.values[*path, key] = self.mark_of(said)
         return where
 
-    def criteria(self, part: Node, path: Path) -> Iterator[tuple[str, Any, Any]]:
-        """Yields the key, the place and the value of each criterion that a part states."""
-        if part.data == "clause":
-            preposition, criterion = part.children
-            if criterion.data == "attention" and preposition.lower() in NAMING:
-                yield "role", criterion, ["attention"]
-            yield from self.criteria(criterion, path)
-        elif part.data == "exception":
-            yield "not", part, self.selector(part.children[1].children, (*path, "not"))
-        elif part.data in ("both", "either"):
-            key = "and" if part.data == "both" else "or"
-            groups = [group.children[0].children for group in part.children]
-            yield key, part, [self.selector(each, (*path, key, index)) for index, each in enumerate(groups)]
-        elif part.data == "group":
-            for inner in part.children[0].children:
-                yield from self.criteria(inner, path)
-        elif part.data == "layers":
-            yield "layers", part, _layers(part)
-        else:
-            key = {"roles": "role", "towers": "tower"}.get(part.data, str(part.data))
-            words = [_value(child) for child in part.children]
-            yield key, part, words if key in ("role", "tower") else words[0]
+    def criteria(self, phrase: Phrase, path: Path) -> Iterator[tuple[str, Phrase, Any]]:
+        """Yields the key, the place and the value of each criterion that a phrase states."""
+        match phrase.name:
+            case "clause":
+                preposition, criterion = phrase.parts
+                if criterion.name == "attention" and preposition.text.lower() in NAMING:
+                    yield "role", criterion, ["attention"]
+                yield from self.criteria(criterion, path)
+            case "group":
+                for inner in phrase.parts[0].parts:
+                    yield from self.criteria(inner, path)
+            case "exception":
+                yield "not", phrase, self.selector(phrase.parts[1].parts, (*path, "not"))
+            case "both" | "either":
+                key = "and" if phrase.name == "both" else "or"
+                groups = [group.parts[0].parts for group in phrase.parts]
+                data = [self.selector(group, (*path, key, index)) for index, group in enumerate(groups)]
+                yield key, phrase, data
+            case "layers":
+                yield "layers", phrase, _layers(phrase)
+            case "roles" | "towers":
+                key = phrase.name.removesuffix("s")
+                yield key, phrase, [word.text for word in phrase.parts]
+            case key:
+                yield key, phrase, _value(phrase.parts[0])
 
-    def mark_of(self, part: Any) -> Mark:
-        """Returns where a token or tree stands."""
-        if isinstance(part, Token):
-            return self.mark(part.start_pos or 0, part.end_pos or 0)
-        return self.mark(part.meta.start_pos, part.meta.end_pos)
+    def mark_of(self, phrase: Phrase) -> Mark:
+        """Returns where a phrase stands."""
+        return self.mark(phrase.start, len(phrase.text))
 
-    def mark(self, start: int, end: int) -> Mark:
+    def mark(self, start: int, length: int) -> Mark:
+        """Returns where a piece of the present statement stands."""
         before = self.text[: self.offset + start]
         column = len(before) - (before.rfind("\n") + 1) + 1
-        return Mark(before.count("\n") + 1, column, max(end - start, 1))
+        return Mark(before.count("\n") + 1, column, max(length, 1))
 
 
-def _known_name(token: Any) -> str:
-    words = re.sub(r"\s+", " ", token.lower())
-    names = {name.lower(): name for name in method_names()}
+def _method(text: str) -> type[Method]:
+    """Returns the method of a name, whatever its case and number."""
+    words = re.sub(r"\s+", " ", text.lower())
+    names = {name.lower(): method for name, method in method_names().items()}
     return names[words] if words in names else names[words.removesuffix("s")]
 
 
-def _field_name(word: str, method: type[Method]) -> str:
-    plain = word.lower()
-    return method.spoken_fields.get(plain, plain)
+def _layers(phrase: Phrase) -> Any:
+    items = [part for part in phrase.parts if part.name == "layer"]
+    if items:
+        return [_layer(item) for item in items]
+    return _layer(phrase) if phrase.parts else "all"
 
 
-def _layers(tree: Node) -> Any:
-    layers = [child for child in tree.children if isinstance(child, Tree)]
-    if layers:
-        return [_layer(layer.children) for layer in layers]
-    return _layer(tree.children) if tree.children else "all"
+def _layer(phrase: Phrase) -> str:
+    words = " ".join(word.text for word in phrase.parts)
+    return f"every {words}" if phrase.parts[0].name == "ORDINAL" else words
 
 
-def _layer(tokens: list[Any]) -> str:
-    words = " ".join(tokens)
-    return f"every {words}" if tokens[0].type == "ORDINAL" else words
-
-
-def _value(node: Any) -> Any:
-    """Returns the plain value of a token, list or table."""
-    if isinstance(node, Tree):
-        present = [child for child in node.children if child is not None]
-        if node.data == "list":
-            return [_value(child) for child in present]
-        return {_value(entry.children[0]): _value(entry.children[1]) for entry in present}
-    if node.type == "STRING":
-        return re.sub(r"\\(.)", lambda found: ESCAPES.get(found[1], found[0]), node[1:-1])
-    if node.type == "NUMBER":
-        return int(node) if re.fullmatch(r"[+-]?\d+", node) else float(node)
-    words = {"true": True, "false": False, "none": None}
-    return words.get(node.lower(), str(node)) if node.type == "WORD" else str(node)
+def _value(phrase: Phrase) -> Any:
+    """Returns the plain value of a word, list or table."""
+    match phrase.name:
+        case "list":
+            return [_value(part) for part in phrase.parts]
+        case "table":
+            return {_value(entry.parts[0]): _value(entry.parts[1]) for entry in phrase.parts}
+        case "STRING":
+            return re.sub(r"\\(.)", lambda found: ESCAPES.get(found[1], found[0]), phrase.text[1:-1])
+        case "NUMBER":
+            return int(phrase.text) if re.fullmatch(r"[+-]?\d+", phrase.text) else float(phrase.text)
+        case "WORD":
+            return {"true": True, "false": False, "none": None}.get(phrase.text.lower(), phrase.text)
+        case _:
+            return phrase.text

@@ -67,7 +67,7 @@ class _Written(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True, 
                 yield name, value
 
 
-class Where(_Written):
+class Where(_Written, frozen=True):
     """Selects sites. Every criterion given must hold; one left out holds everywhere.
 
     A rule that names no role, path or type stands where its method does by default; one
@@ -102,7 +102,7 @@ class Where(_Written):
     )
 
 
-def spell_out(use: object) -> object:
+def spell_out(use: str | Mapping[str, str | float | Mapping[str, Any] | None] | Method) -> object:
     """Returns the long form of a method: `lora` and `{lora: {r: 8}}` are `{kind: lora, r: 8}`."""
     if isinstance(use, str):
         return {"kind": use}
@@ -115,7 +115,7 @@ def spell_out(use: object) -> object:
     return use
 
 
-class Rule(_Written):
+class Rule(_Written, frozen=True):
     """Attaches one method to every selected site."""
 
     use: Annotated[AnyMethod, BeforeValidator(spell_out)]
@@ -141,7 +141,7 @@ def _trained_part(part: str) -> str:
 TrainedPart = Annotated[str, AfterValidator(_trained_part)]
 
 
-class Spec(_Written):
+class Spec(_Written, frozen=True):
     """A whole adaptation. Rules apply in order."""
 
     version: Literal[1] = 1

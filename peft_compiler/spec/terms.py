@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from peft_compiler.site import SHORT_NAMES, Role
 
@@ -49,7 +49,7 @@ def split_words(value: object) -> object:
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Mapping[str, str] | Sequence[str]) -> str:
     """Returns `; did you mean '...'?` for the candidate that `word` nearly spells, else nothing.
 
     Of a mapping, the keys are the spellings and the values what is suggested.
@@ -57,10 +57,10 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     >>> did_you_mean("qury", ["query", "key"]), did_you_mean("rnk", {"rank": "r"})
     ("; did you mean 'query'?", "; did you mean 'r'?")
     """
-    meant = candidates if isinstance(candidates, Mapping) else {word: word for word in candidates}
-    spellings = {spelling.lower(): str(name) for spelling, name in meant.items()}
-    close = difflib.get_close_matches(word.lower(), spellings, n=1)
-    return f"; did you mean '{spellings[close[0]]}'?" if close else ""
+    close = difflib.get_close_matches(word.lower(), candidates, n=1)
+    if not close:
+        return ""
+    return f"; did you mean '{candidates[close[0]] if isinstance(candidates, Mapping) else close[0]}'?"
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 from peft_compiler.methods import Method, Wiring
 from peft_compiler.spec.spec import Rule, Spec, Where
@@ -13,6 +13,10 @@ BARE_YAML = re.compile(r"[a-zA-Z_][\w.-]*(?: \w+)*|\d+-\d+")
 UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 NOT_WORDS = ("true", "false", "none", "null", "yes", "no", "on", "off", "y", "n")
 """Text that looks like another value, here or in some dialect of YAML."""
+
+
+Plain: TypeAlias = str | float | list["Plain"] | dict[str, "Plain"] | None
+"""What JSON can hold."""
 
 
 def to_sentence(spec: Spec) -> str:
@@ -102,7 +106,7 @@ def quoted(text: str) -> str:
     return '"' + escaped.replace("\n", r"\n").replace("\r", r"\r").replace("\t", r"\t") + '"'
 
 
-def _said(value: Any) -> str:
+def _said(value: Plain) -> str:
     if isinstance(value, str):
         return value if BARE_WORD.fullmatch(value) and value.lower() not in NOT_WORDS else quoted(value)
     if isinstance(value, list):
@@ -126,7 +130,7 @@ def to_yaml(spec: Spec) -> str:
         lines.append("rules:")
     for rule in spec.rules:
         settings = settings_of(rule.use)
-        use = {rule.use.kind: settings} if settings else rule.use.kind
+        use: Plain = {rule.use.kind: settings} if settings else rule.use.kind
         lines.append(f"  - use: {_flow(use)}")
         where = rule.where.model_dump(mode="json", exclude_defaults=True)
         if where:
@@ -152,7 +156,7 @@ def _unlisted(where: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _flow(value: Any) -> str:
+def _flow(value: Plain) -> str:
     """Returns a value in YAML's flow style, which is JSON with bare words."""
     if isinstance(value, str):
         if BARE_YAML.fullmatch(value) and value.lower() not in NOT_WORDS:
@@ -166,6 +170,7 @@ def _flow(value: Any) -> str:
     return _number(value)
 
 
-def _number(value: Any) -> str:
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    return json.dumps(int(value) if whole else value)
+def _number(value: float | None) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return json.dumps(int(value))
+    return json.dumps(value)

@@ -1,3 +1,5 @@
+"""YAML and JSON files: equal specs, and one line with its place for each problem."""
+
 import time
 from pathlib import Path
 
@@ -81,8 +83,8 @@ zzz: 1
         f"a.yaml:6:23: found role 'qq', expected {short}, or a full name; did you mean 'q'?",
         "a.yaml:6:36: found layers '5-2', which end before they begin; write '2-5'",
         "a.yaml:6:46: found an empty selector, which selects everything; expected at least one criterion",
-        "a.yaml:6:50: unknown key 'towr', expected role, layers, tower, attention, path, type, and, or or not;"
-        " did you mean 'tower'?",
+        "a.yaml:6:50: unknown key 'towr', expected role, layers, tower, attention, path, type, and, or or not"
+        "; did you mean 'tower'?",
         "a.yaml:6:66: 'tower[0]' is 'visoin', expected 'encoder', 'decoder', 'text', 'vision' or 'audio';"
         " did you mean 'vision'?",
         "a.yaml:7:13: 'expect' is -1, expected greater than 0",
@@ -105,7 +107,8 @@ UNREADABLE = {
     "tag.yaml": (
         "rules: !!python/object/apply:os.getcwd []\n",
         [
-            "tag.yaml:1:8: found tag 'tag:yaml.org,2002:python/object/apply:os.getcwd'; a spec has none, remove it"
+            "tag.yaml:1:8: found tag 'tag:yaml.org,2002:python/object/apply:os.getcwd'; a spec has none,"
+            " remove it"
         ],
     ),
     "twice.yaml": (

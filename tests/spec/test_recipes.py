@@ -1,3 +1,5 @@
+"""The specs of published recipes."""
+
 import re
 from pathlib import Path
 

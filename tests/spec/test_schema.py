@@ -1,3 +1,5 @@
+"""The JSON Schema says what the reader accepts."""
+
 import json
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""How many places a selector means, on sites written by hand."""
+
 from dataclasses import replace
 
 import pytest

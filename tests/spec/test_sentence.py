@@ -1,3 +1,5 @@
+"""The sentence language: what it means, and how its mistakes are shown."""
+
 from textwrap import dedent
 
 import pytest
@@ -177,6 +179,6 @@ def test_a_long_sentence_is_shown_in_part() -> None:
     sentence = "lora on q; " * 1000 + "lora on zz; " + "lora on q; " * 1000
     with pytest.raises(SpecError) as caught:
         read_spec(sentence)
-    message, line, caret = caught.value.problems[0].split("\n")
+    _, line, caret = caught.value.problems[0].split("\n")
     assert len(line) < 110
     assert line[caret.index("^") :].startswith("zz;")

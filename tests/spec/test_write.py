@@ -1,3 +1,5 @@
+"""Specs as text: what is written reads back to an equal spec."""
+
 import random
 from pathlib import Path
 from typing import Any
