@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,9 @@ Explain = Annotated[
     typer.Option("--explain", metavar="PATH", help="Say what proves the roles of the module at PATH."),
 ]
 
+PIPE_WIDTH = 200
+"""Columns of the table where the output is no terminal."""
+
 
 def sites(model: ModelName, explain: Explain = None, as_json: AsJson = False) -> None:
     """Lists every place of a model that a spec can name. Reads its config, never its weights."""
@@ -36,7 +40,9 @@ def sites(model: ModelName, explain: Explain = None, as_json: AsJson = False) ->
     elif explain is not None:
         typer.echo("\n".join(explanation(site) for site in chosen))
     else:
-        Console().print(as_table(chosen))
+        # Wide where there is no window to fit, so that a pipe gets one line for each place.
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        console.print(as_table(chosen), highlight=False)
 
 
 def sites_at(path: str, found: "Iterable[Site]") -> "tuple[Site, ...]":
@@ -81,9 +87,10 @@ def explanation(site: "Site") -> str:
 
 def as_table(found: "Iterable[Site]") -> "Table":
     """Returns a table of sites in the order in which the model runs them."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("role", "layer", "tower", "path", "widths", "rows", box=None, pad_edge=False)
+    path = Column("path", overflow="fold")
+    table = Table("role", "layer", "tower", path, "widths", "rows", box=None, pad_edge=False)
     for site in found:
         table.add_row(
             site.role.value + (" (cross)" if site.cross else ""),
