@@ -1,0 +1,100 @@
+"""Promises on what the compiled model computes, and what its gradients reach."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from peft_compiler.lowering.lower import lower
+from peft_compiler.methods import Wiring
+from peft_compiler.plan import Insertion, Plan, is_inserted
+from peft_compiler.site import Projection
+from peft_compiler.verifying.outputs import equal, run, tensors_of
+from peft_compiler.verifying.structure import listed
+from peft_compiler.verifying.subject import BrokenPromiseError, Subject, noise
+
+
+def fresh_insertions_are_the_identity(subject: Subject) -> str:
+    """Compiles again, without what does not promise identity, and compares with the base, bit for bit."""
+    compilation, plan = subject.compilation, subject.compilation.plan
+    identities = tuple(insertion for insertion in plan.insertions if insertion.method.identity)
+    others = Counter(insertion.method.kind for insertion in plan.insertions if not insertion.method.identity)
+    left_out = "".join(f"; {count} {kind} left out" for kind, count in others.items())
+    if not identities:
+        return f"promised by none of the insertions{left_out}"
+    reduced = Plan(plan.spec, identities, plan.base_parameters)
+    fresh = lower(subject.base, reduced, compilation.seed, compilation.example_inputs)
+    if not equal(run(fresh, subject.inputs), run(subject.base, subject.inputs)):
+        raise BrokenPromiseError(f"{len(identities)} fresh insertions change the base's outputs{left_out}")
+    return f"{len(identities)} fresh insertions, outputs bit for bit the base's{left_out}"
+
+
+def gradients_reach_every_insertion(subject: Subject) -> str:
+    """Differentiates a random projection of the outputs with respect to every inserted parameter."""
+    draws = torch.Generator().manual_seed(1)
+    names, parameters = zip(
+        *((name, p) for name, p in subject.moved.named_parameters() if is_inserted(name)), strict=True
+    )
+    outputs = [tensor for tensor in tensors_of(subject.moved(**subject.inputs)) if tensor.requires_grad]
+    if not outputs:
+        raise BrokenPromiseError("no output requires gradients")
+    # Not their plain sum: after a softmax or a norm that is a constant.
+    loss = torch.stack([(tensor * noise(tensor, draws)).sum().float() for tensor in outputs]).sum()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    missed = [name for name, gradient in zip(names, gradients, strict=True) if not _reaches(gradient)]
+    if missed:
+        raise BrokenPromiseError(listed("not reached", missed))
+    return f"{len(names)} tensors reached"
+
+
+def other_rows_are_untouched(subject: Subject) -> str:
+    """Runs each fused projection on random inputs: rows of no insertion are bit for bit the base's."""
+    fused = _fused(subject)
+    draws = torch.Generator().manual_seed(2)
+    wrong: list[str] = []
+    for path, insertions in fused.items():
+        ours, bases = _fused_outputs(subject, path, insertions, draws)
+        rows = torch.zeros(ours.shape[0], dtype=torch.bool, device=ours.device)
+        for insertion in insertions:
+            assert insertion.site.rows is not None
+            rows[list(insertion.site.rows.indices)] = True
+        if not torch.equal(ours[~rows], bases[~rows]):
+            wrong.append(f"{path} changes other rows")
+        if torch.equal(ours[rows], bases[rows]):
+            wrong.append(f"{path} changes nothing")
+    if wrong:
+        raise BrokenPromiseError(listed("fused projections broken", wrong))
+    return f"{len(fused)} fused projections, delta exactly zero" if fused else "no fused projection to check"
+
+
+def _reaches(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.isfinite().all()) and bool((gradient != 0).any())
+
+
+def _fused(subject: Subject) -> dict[str, list[Insertion]]:
+    """Returns the insertions on some rows of a projection that can be tried by itself, by path."""
+    everywhere: defaultdict[str, list[Insertion]] = defaultdict(list)
+    for insertion in subject.compilation.plan.insertions:
+        everywhere[insertion.site.path].append(insertion)
+    return {
+        path: insertions
+        for path, insertions in everywhere.items()
+        if all(insertion.site.rows is not None and _stands_alone(insertion) for insertion in insertions)
+    }
+
+
+def _stands_alone(insertion: Insertion) -> bool:
+    place = insertion.site.place
+    return isinstance(place, Projection) and place.anchor is None and insertion.wiring is Wiring.BESIDE
+
+
+def _fused_outputs(
+    subject: Subject, path: str, insertions: list[Insertion], draws: torch.Generator
+) -> Iterator[Tensor]:
+    """Yields the output of the adapted and of the plain projection for equal random inputs, rows first."""
+    base: nn.Module = subject.base.get_submodule(path)
+    x = noise(next(base.parameters()).new_empty(3, insertions[0].site.width_in), draws)
+    with torch.no_grad():
+        yield subject.moved.get_submodule(path)(x).mT
+        yield base(x).mT
