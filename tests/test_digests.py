@@ -8,7 +8,8 @@ from peft_compiler.digests import digest
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int64, torch.bool]
+    "dtype",
+    [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int64, torch.bool],
 )
 def test_one_changed_element_is_seen(dtype: torch.dtype) -> None:
     tensor = torch.zeros(3, 5, dtype=dtype)
@@ -19,7 +20,13 @@ def test_one_changed_element_is_seen(dtype: torch.dtype) -> None:
 
 
 def test_the_shape_and_dtype_count() -> None:
-    zeros = [torch.zeros(6), torch.zeros(2, 3), torch.zeros(6, dtype=torch.int32), torch.zeros(()), torch.zeros(0)]
+    zeros = [
+        torch.zeros(6),
+        torch.zeros(2, 3),
+        torch.zeros(6, dtype=torch.int32),
+        torch.zeros(()),
+        torch.zeros(0),
+    ]
     assert len({digest(tensor) for tensor in zeros}) == len(zeros)
 
 
@@ -59,5 +66,7 @@ def test_a_wrapped_tensor_is_what_it_is_made_of() -> None:
 
 
 def test_a_meta_tensor_has_no_digest() -> None:
-    with pytest.raises(ValueError, match=r"a tensor of shape \(2, 3\) on the meta device has no values to digest"):
+    with pytest.raises(
+        ValueError, match=r"a tensor of shape \(2, 3\) on the meta device has no values to digest"
+    ):
         digest(torch.empty(2, 3, device="meta"))

@@ -1,0 +1,116 @@
+"""One place of every kind that a method may stand at, with the module that it joins and an input."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from peft_compiler.methods import Wiring
+from peft_compiler.site import Anchor, Core, Edge, Projection, Role, Rows, Site, Whole
+
+ANCHOR = Anchor((("Block.forward", 42),), "add")
+ROWS = Rows.of([0, 1, 4, 5], total=6)
+
+
+class Experts(nn.Module):
+    """Three matrices, stacked as (experts, out, in) or transposed."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 8, 6) if transposed else torch.randn(3, 6, 8))
+        self.transposed = transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.weight if self.transposed else self.weight.mT)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A site, its host and what flows in."""
+
+    site: Site
+    host: nn.Module
+    x: Tensor
+
+    def wired(self, wiring: Wiring, inserted: nn.Module) -> Any:
+        """What the host and `inserted` compute together, written out once more for each wiring."""
+        site, host, x = self.site, self.host, self.x
+        y = host(x)
+        match wiring:
+            case Wiring.BESIDE if site.rows is not None:
+                delta = torch.zeros_like(y)
+                delta[..., list(site.rows.indices)] = inserted(x)
+                return y + delta
+            case Wiring.BESIDE:
+                return y + inserted(x)
+            case Wiring.ON_WEIGHT:
+                return functional_call(host, {"weight": inserted(host.weight)}, (x,))
+            case Wiring.AFTER:
+                return inserted(y)
+            case Wiring.REPLACE:
+                return inserted(x)
+            case Wiring.EXTEND_KV:
+                return inserted()
+
+
+def projection(
+    form: str,
+    host: nn.Module,
+    x: Tensor,
+    *,
+    rows: Rows | None = None,
+    role: Role = Role.QUERY,
+    widths: tuple[int, int] = (8, 6),
+) -> Example:
+    width_in, width_out = widths
+    shape = tuple(host.weight.shape)
+    bias = "bias" if getattr(host, "bias", None) is not None else None
+    place = Projection("weight", form, rows=rows, bias=bias)
+    width_out = width_out if rows is None else len(rows)
+    return Example(
+        Site(role, "place", place, width_in, width_out, shape=shape, module_type=type(host).__name__), host, x
+    )
+
+
+def examples() -> dict[str, Example]:
+    torch.manual_seed(0)
+    x, wide = torch.randn(5, 4, 8), torch.randn(2, 8, 9)
+    ids = torch.randint(0, 8, (5, 4))
+    edge, core = Edge(ANCHOR, 1), Core(ANCHOR, heads=4, key_heads=2, key_width=8, value_width=6)
+    norm = nn.LayerNorm(8)
+    nn.init.normal_(norm.weight)
+    return {
+        "linear": projection("linear", nn.Linear(8, 6), x),
+        "linear without bias": projection("linear", nn.Linear(8, 6, bias=False), x),
+        "rows of a linear": projection("linear", nn.Linear(8, 6), x, rows=ROWS),
+        "transposed": projection("transposed", Conv1D(6, 8), x),
+        "rows of a transposed": projection("transposed", Conv1D(6, 8), x, rows=ROWS),
+        "embedding": projection("embedding", nn.Embedding(8, 6), ids, role=Role.EMBEDDING),
+        "conv1d": projection("conv", nn.Conv1d(8, 6, 3, stride=2, padding=1), wide),
+        "circular conv1d": projection("conv", nn.Conv1d(8, 6, 3, padding=2, padding_mode="circular"), wide),
+        "grouped conv2d": projection(
+            "conv",
+            nn.Conv2d(8, 6, (3, 2), padding="same", dilation=(1, 2), groups=2),
+            torch.randn(2, 8, 5, 5),
+        ),
+        "conv3d": projection("conv", nn.Conv3d(8, 6, 2, bias=False), torch.randn(2, 8, 3, 3, 3)),
+        "experts": projection("experts", Experts(transposed=False), torch.randn(3, 4, 8), role=Role.UP),
+        "rows of experts": projection(
+            "experts", Experts(transposed=False), torch.randn(3, 4, 8), rows=ROWS, role=Role.UP
+        ),
+        "transposed experts": projection(
+            "transposed_experts", Experts(transposed=True), torch.randn(3, 4, 8), role=Role.UP
+        ),
+        "rows of transposed experts": projection(
+            "transposed_experts", Experts(transposed=True), torch.randn(3, 4, 8), rows=ROWS, role=Role.UP
+        ),
+        "head": projection("linear", nn.Linear(8, 6), x, role=Role.HEAD),
+        "attention edge": Example(Site(Role.ATTENTION, "place", edge, 8, 8), nn.Identity(), x),
+        "feed-forward edge": Example(Site(Role.FEED_FORWARD, "place", edge, 8, 8), nn.Identity(), x),
+        "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8), nn.Identity(), x),
+        "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24), nn.Identity(), x),
+        "norm": Example(Site(Role.NORM, "place", Whole(parameters=16), 8, 8), norm, x),
+    }
