@@ -12,7 +12,7 @@ from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Edit
-from peft_compiler.lowering.rewritten import Flavour, Rewritten, restore, rewrite
+from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
 from peft_compiler.lowering.signature import nearest_config
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
 
@@ -34,6 +34,7 @@ def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, 
         _insert(compiled, path, insertions, seed)
     _rewrite_fused_ancestors(compiled)
     _rewrite_root(compiled)
+    freeze_statistics(compiled)
     compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests_of(model))
     _check_count(compiled, plan)
     warm_up(compiled)

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
+_OURS = re.compile(r"\bpeft_compiler_lowering_(guards|prompted|rows|extend_attention|values)_")
 _FREEING = re.compile(r";  [\w = ]+ = None$", re.MULTILINE)
 
 
@@ -39,5 +40,5 @@ def _text(group: list[Section]) -> str:
     where = group[0].path or "the model itself"
     if len(group) > 1:
         where += f" and {len(group) - 1} more, to {group[-1].path}"
-    # Generated code frees each value after its last use: right to run, tiring to read.
-    return f"# {group[0].title}: {where}\n" + _FREEING.sub("", group[0].code.strip())
+    # Generated code frees each value after its last use and spells names out: right to run, tiring to read.
+    return f"# {group[0].title}: {where}\n" + _OURS.sub("", _FREEING.sub("", group[0].code.strip()))

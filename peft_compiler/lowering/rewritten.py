@@ -29,6 +29,7 @@ from peft_compiler.lowering.readable import Section, readable
 from peft_compiler.lowering.signature import signature_of
 from peft_compiler.lowering.trace import LocalTracer
 from peft_compiler.lowering.wire import WIRE
+from peft_compiler.plan import is_inserted
 
 
 class Flavour(StrEnum):
@@ -125,6 +126,12 @@ class Rewritten(GraphModule):
         """Forgets all graphs; each signature is traced again when it is next met."""
         self.rewriting.variants.clear()
 
+    def train(self, mode: bool = True) -> Any:
+        """Sets the mode, but lets a frozen normalisation keep the statistics it was trained with."""
+        self.original.train(self, mode)
+        freeze_statistics(self)
+        return self
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         # Another dtype or device: what a graph took for granted may no longer hold.
         self.rewriting.variants.clear()
@@ -154,6 +161,13 @@ def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour:
     """Changes the class of `module`, in place, so that its forward does what `edits` say."""
     module.__dict__["rewriting"] = Rewriting(edits, config)
     module.__class__ = _class_for(type(module), flavour, edits)
+
+
+def freeze_statistics(root: nn.Module) -> None:
+    """Keeps normalisations of the base in eval mode: in train mode their running statistics would move."""
+    for name, module in root.named_modules():
+        if getattr(module, "track_running_stats", False) and not is_inserted(name):
+            module.training = False
 
 
 def restore(module: Rewritten) -> None:
@@ -204,7 +218,8 @@ def fixed_variant(original: type[nn.Module], edits: tuple[Edit, ...]) -> Variant
             keywords[parameter.name] = node
         else:
             positional.append(node)
-    host = graph.call_function(_named(original), (graph.get_attr(ITSELF), *positional), keywords)
+    itself = graph.get_attr(ITSELF)
+    host = graph.create_node("call_function", _named(original), (itself, *positional), keywords, "host")
     host.meta["host"] = True
     graph.output(host)
     return finished(graph, edits, ())

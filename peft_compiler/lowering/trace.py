@@ -187,7 +187,16 @@ class LocalTracer(TorchFunctionMode):
             return iter(self._record("unbind", Tensor.unbind, (args[0], 0), {}))
         if name in _PLAIN:
             return self._read_plain(_PLAIN[name], args)
+        if name == "size":
+            sizes = self.values.sizes(args[0])
+            return sizes[plain_values((*args, *kwargs.values())[1])] if len(args) + len(kwargs) > 1 else sizes
         return self._record(name, func, args, kwargs)
+
+    def _read(self, tensor: Tensor, attribute: str) -> Any:
+        """A property of a tensor."""
+        if attribute == "shape":
+            return self.values.sizes(tensor)
+        return getattr(tensor, attribute) if attribute in _FACTS else self.call(getattr, tensor, attribute)
 
     def _record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One op becomes one node that carries its anchor."""

@@ -52,6 +52,7 @@ class ValueMap:
         self.nodes: dict[int, Node] = {}
         self.alive: list[object] = []  # an id is an identity only as long as its object lives
         self.names = {id(tensor): name for name, tensor in tensors_of(root)}
+        self.sizes_of: dict[Node, Sizes] = {}
         self.constants: list[Constant] = []
 
     def shown(self, node: Node, value: Any, countable: bool = False, settled: bool = False) -> Any:
@@ -93,6 +94,14 @@ class ValueMap:
 
     def _item(self, node: Node, key: Any, item: Any, countable: bool, settled: bool) -> Any:
         return self.shown(self.graph.call_function(operator.getitem, (node, key)), item, countable, settled)
+
+    def sizes(self, tensor: Tensor) -> "Sizes":
+        """Returns the sizes of `tensor` as symbols, the same ones each time it is asked."""
+        node = self._tensor(tensor)
+        if node not in self.sizes_of:
+            reads = [self.graph.call_method("size", (node, axis)) for axis in range(tensor.dim())]
+            self.sizes_of[node] = Sizes(map(self.shown, reads, tensor.shape))
+        return self.sizes_of[node]
 
     def node_of(self, value: Any) -> Any:
         """Returns `value` as an argument of a node: symbols and tensors become the nodes that compute them."""
