@@ -1,5 +1,7 @@
 """The command `peft-compiler`. Torch is imported only when a command that needs it runs."""
 
+from typing import Any
+
 import typer
 from typer.core import TyperGroup
 
@@ -20,7 +22,7 @@ BAD_INPUT = 2
 class Commands(TyperGroup):
     """The group of all commands: a deliberate error becomes one message, never a traceback."""
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:  # typer has moved the class of contexts between its versions
         """Runs the command that was named."""
         try:
             return super().invoke(ctx)

@@ -17,7 +17,7 @@ def compile_(
     from peft_compiler.cli.models import load_weights
     from peft_compiler.compiling import compile as compile_model
     from peft_compiler.interchange import save
-    from peft_compiler.lowering import compilation_of
+    from peft_compiler.lowering.compilation import compilation_of
     from peft_compiler.spec.read import read_spec
 
     read = read_spec(spec)

@@ -8,12 +8,13 @@ import textwrap
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
 from peft_compiler.cli.quiet import quiet
 from peft_compiler.errors import PeftCompilerError
@@ -49,9 +50,10 @@ def load_weights(source: str) -> PreTrainedModel:
         raise ModelError(f"'{source}' has no weights", ["name the folder that holds them, or use `plan`"])
     config = read_config(source)
     with one_error(f"the weights of '{source}' cannot be loaded"):
-        model, loading = model_class(config, source).from_pretrained(
+        loaded: Any = model_class(config, source).from_pretrained(
             source, config=config, use_safetensors=True, output_loading_info=True
         )
+    model, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(f"'{source}' lacks {len(missing)} weights that its config asks for", missing[:5])
@@ -109,7 +111,7 @@ def model_class(config: PretrainedConfig, source: str) -> type[PreTrainedModel]:
         ModelError: transformers has no such class.
     """
     if not config.architectures:
-        return AutoModel._model_mapping[type(config)]  # pyright: ignore[reportPrivateUsage] - no public way to ask
+        return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
     name = config.architectures[0]
     found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from logging import CRITICAL
 
 from transformers.utils import logging
 
@@ -10,7 +11,7 @@ from transformers.utils import logging
 def quiet() -> Generator[None]:
     """Silences transformers' warnings, load reports and loading bars within; a Trainer's bar stays."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

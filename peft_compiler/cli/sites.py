@@ -98,6 +98,6 @@ def as_table(found: "Iterable[Site]") -> "Table":
             site.tower and site.tower.value,
             site.path,
             f"{site.width_in} → {site.width_out}",
-            site.rows and str(site.rows),
+            str(site.rows) if site.rows is not None else "",
         )
     return table

@@ -1,6 +1,6 @@
 """A decoder learns to write like the abstracts of papers on computational linguistics."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def abstracts(seed: int = 0) -> Task:
     base, tokenizer = decoder()
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
-    def inputs(split: str) -> list[Mapping[str, Any]]:
+    def inputs(split: str) -> list[dict[str, Any]]:
         return [dict(tokenizer(text, truncation=True, max_length=LENGTH)) for text in texts.abstracts(split)]
 
     train_inputs, test_inputs = inputs("train"), inputs("val")

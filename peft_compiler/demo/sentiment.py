@@ -1,6 +1,6 @@
 """An encoder learns whether people find that a sentence praises a movie."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ def sentiment(seed: int = 0) -> Task:
     train, test = movie_sentences(2000, 1000, seed)
     collate = DataCollatorWithPadding(tokenizer)
 
-    def inputs(examples: Iterable[Example]) -> list[Mapping[str, Any]]:
+    def inputs(examples: Iterable[Example]) -> list[dict[str, Any]]:
         encoded = ((tokenizer(each.text, truncation=True, max_length=64), each.label) for each in examples)
         return [{**tokens, "labels": label} for tokens, label in encoded]
 
-    def batches(examples: list[Mapping[str, Any]]) -> Iterator[Batch]:
+    def batches(examples: list[dict[str, Any]]) -> Iterator[Batch]:
         by_length = sorted(examples, key=lambda each: len(each["input_ids"]))  # less padding, less work
         for start in range(0, len(by_length), 50):
             yield dict(collate(by_length[start : start + 50]))

@@ -29,8 +29,8 @@ class Task:
     title: str
     spec: str
     load: Callable[[], nn.Module]
-    examples: Sequence[Mapping[str, Any]]
-    collate: Callable[[list[Mapping[str, Any]]], Batch]
+    examples: Sequence[dict[str, Any]]
+    collate: Callable[[list[dict[str, Any]]], Batch]
     batch: Batch
     score: Callable[[nn.Module], float]
     measure: str

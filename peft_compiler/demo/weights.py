@@ -3,6 +3,7 @@
 import importlib.util
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -40,7 +41,7 @@ def decoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def dequantise(source: Path, folder: Path) -> None:
     """Writes the GGUF weights of `source` into `folder` as a plain float32 model."""
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     # It is an ordinary dense model now; what still says otherwise keeps transformers from saving it.
     del model.config.quantization_config
