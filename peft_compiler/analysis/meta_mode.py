@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -20,6 +21,15 @@ _ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 # Beyond this many elements, an op that has no meta version is not run on zeros either.
 _LARGEST_STAND_IN = 50_000_000
 _MOST_INDICES = 4096
+
+# Ops whose result has the type of their operands, and the shape and strides of the largest.
+_POINTWISE = frozenset(
+    {
+        aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.add.Scalar, aten.mul.Scalar,
+        aten.div.Scalar, aten.pow.Tensor_Scalar, aten.neg.default, aten.rsqrt.default, aten.silu.default,
+        aten.gelu.default, aten.relu.default, aten.tanh.default, aten.sigmoid.default,
+    }
+)  # fmt: skip
 
 READS = frozenset(
     {"tolist", "numpy", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
@@ -48,6 +58,20 @@ def made_up_answer(read: str, tensor: Tensor, computed_by: str | None) -> Any:
     return 1.0 if read == "__float__" or (read == "item" and tensor.is_floating_point()) else 1
 
 
+def run_by_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs an op, or makes its result at once where the shapes of its operands say all of it.
+
+    The two ops that large models consist of are taken apart by torch into many, each slow on meta.
+    """
+    if func is F.linear and len(args) > 1 and args[0].is_meta and args[0].shape[-1:] == args[1].shape[-1:]:
+        return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
+    if func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.get("attn_mask") is None:
+        query, key, value = args
+        if query.is_meta and query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]:
+            return query.new_empty((*query.shape[:-1], value.shape[-1]))
+    return func(*args, **kwargs)
+
+
 class MetaFloats(TorchDispatchMode):
     """Keeps floats on the meta device and everything else on the CPU.
 
@@ -65,7 +89,8 @@ class MetaFloats(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(tensor.is_meta for tensor in tensors):
-            return self._run_on_meta(func, args, kwargs)
+            largest = _largest(tensors) if func in _POINTWISE else None
+            return self._run_on_meta(func, args, kwargs) if largest is None else torch.empty_like(largest)
         device = kwargs.get("device")
         if (
             device is not None
@@ -101,6 +126,18 @@ class MetaFloats(TorchDispatchMode):
             out = _run_on_zeros(func, args, kwargs, error)
         # An op in place returns the tensor that it was given, and the caller's is the real one.
         return tree_map(lambda leaf: originals.get(id(leaf), leaf), out)
+
+
+def _largest(tensors: list[Tensor]) -> Tensor | None:
+    """Returns the operand that all others are broadcast to, where it alone says what comes out."""
+    largest = max(tensors, key=lambda tensor: (tensor.dim(), tensor.numel()))
+    if not (largest.is_meta and largest.is_floating_point()):
+        return None
+    for other in tensors:
+        sizes = zip(reversed(other.shape), reversed(largest.shape), strict=False)
+        if other.dtype != largest.dtype or any(size not in (1, full) for size, full in sizes):
+            return None
+    return largest
 
 
 def _makes_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> bool:

@@ -96,9 +96,10 @@ MIXES = CONVOLUTIONS | {
 }  # fmt: skip
 """Ops by which a token may learn of others."""
 
-NORMS = frozenset(
-    {"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "native_layer_norm"}
-)
+CHANNEL_NORMS = frozenset({"group_norm", "batch_norm", "instance_norm"})
+"""Ops that normalise channels, which are the second axis."""
+
+NORMS = CHANNEL_NORMS | {"layer_norm", "rms_norm", "native_layer_norm"}
 """Ops that normalise in one go."""
 
 

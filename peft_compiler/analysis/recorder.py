@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from peft_compiler.analysis.meta_mode import READS, made_up_answer
+from peft_compiler.analysis.meta_mode import READS, made_up_answer, run_by_shape
 from peft_compiler.analysis.module_graph import Call, Fact, fact
 from peft_compiler.frames import OPENED, call_chain, op_name
 from peft_compiler.site import Anchor
@@ -143,7 +143,7 @@ class Recorder(TorchFunctionMode):
             [self._current(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
         )
         versions = [tensor._version for tensor in tensors]
-        out = func(*args, **kwargs)
+        out = run_by_shape(func, args, kwargs)
         written = [
             tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version
         ]

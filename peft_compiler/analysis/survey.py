@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import kind, tensors
+from peft_compiler.analysis.ops import CHANNEL_NORMS, kind, tensors
 from peft_compiler.analysis.places import Matrix, matrix_of_linear, matrix_of_lookup
 from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
 from peft_compiler.analysis.roles.blocks import Blocks
@@ -84,15 +84,8 @@ class Survey:
 
     def of_norm(self, path: str, node: fx.Node) -> Iterator[Found]:
         """Yields the site of a module that normalises."""
-        own = self.flow.graph.modules[path].parameters
-        shapes = [
-            fact(parameter).shape
-            for parameter, names in self.flow.graph.parameters.items()
-            if any(name.rpartition(".")[0] == path and name.rpartition(".")[2] in own for name in names)
-        ]
-        width = (
-            shapes[0][-1] if shapes and shapes[0] else fact(self.flow.graph.calls[path].outputs[0]).shape[-1]
-        )
+        shape = fact(self.flow.graph.calls[path].outputs[0]).shape
+        width = shape[1 if kind(node) in CHANNEL_NORMS else -1]
         yield self._found(Role.NORM, node, self._whole(path), (width, width), (f"{kind(node)} in {path}",))
 
     def of_blocks(self) -> Iterator[Found]:

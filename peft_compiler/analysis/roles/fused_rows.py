@@ -46,13 +46,14 @@ class RowProbe:
 def _probe(node: fx.Node, axis: int, target: fx.Node, region: list[fx.Node]) -> tuple[int, ...] | None:
     probe = index_along(fact(node).shape, axis)
     arrived = None if probe is None else replay({node: probe}, region, target)
-    rows = () if arrived is None else _indices(arrived)
-    return None if len(rows) == fact(node).shape[axis] else rows
+    return () if arrived is None else _rows_of(arrived, fact(node).shape[axis])
 
 
-def _indices(arrived: Tensor) -> tuple[int, ...]:
+def _rows_of(arrived: Tensor, total: int) -> tuple[int, ...] | None:
+    """Returns the rows that arrived, ascending; None for all of them."""
     found = (torch.view_as_real(arrived) if arrived.is_complex() else arrived).unique()
-    return tuple(int(row) for row in found.tolist() if row >= 0)
+    found = found[found >= 0]
+    return None if len(found) == total else tuple(int(row) for row in found.tolist())
 
 
 def _signature(node: fx.Node, target: fx.Node, region: list[fx.Node]) -> Hashable:
@@ -111,16 +112,11 @@ def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
     out_axis = _out_axis(linear)
     if len(shape) not in _FORMS or out_axis is None:
         return None
-    for axis, form in ((len(shape) - 2, "linear"), (len(shape) - 1, "transposed")):
-        arrived = _follow(parameter, axis, linear.weight, region)
+    for axis, form in zip((-2, -1), _FORMS[len(shape)], strict=True):
+        arrived = _follow(parameter, len(shape) + axis, linear.weight, region)
         if arrived is not None and varies_along(arrived, out_axis):
-            rows = _indices(arrived)
-            total = shape[axis]
-            width_in = shape[-1] if form == "linear" else shape[-2]
-            stacked = (
-                {"linear": "experts", "transposed": "transposed_experts"}[form] if len(shape) == 3 else form
-            )
-            return Layout(parameter, stacked, width_in, total, rows if len(rows) < total else None)
+            rows = _rows_of(arrived, shape[axis]) if region else None
+            return Layout(parameter, form, shape[-3 - axis], shape[axis], rows)
     return None
 
 
