@@ -98,13 +98,18 @@ def by_cache(tuned: nn.Module, name: str, inputs: dict[str, Any]) -> tuple[Tenso
         tokens = inputs.pop("decoder_input_ids")
         full = tuned(**inputs, decoder_input_ids=tokens).logits[:, -1]
         first = tuned(**inputs, decoder_input_ids=tokens[:, :-1], use_cache=True)
-        rest = {"encoder_outputs": BaseModelOutput(first.encoder_last_hidden_state), "past_key_values": first.past_key_values}
+        rest = {
+            "encoder_outputs": BaseModelOutput(first.encoder_last_hidden_state),
+            "past_key_values": first.past_key_values,
+        }
         mask = {key: value for key, value in inputs.items() if key == "attention_mask"}
         return full, tuned(decoder_input_ids=tokens[:, -1:], **rest, **mask).logits[:, -1]
     tokens, mask = inputs["input_ids"], torch.ones_like(inputs["attention_mask"])
     full = tuned(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, -1]
     first = tuned(input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
-    last = tuned(input_ids=tokens[:, -1:], attention_mask=mask, past_key_values=first.past_key_values, use_cache=True)
+    last = tuned(
+        input_ids=tokens[:, -1:], attention_mask=mask, past_key_values=first.past_key_values, use_cache=True
+    )
     return full, last.logits[:, -1]
 
 
@@ -140,7 +145,9 @@ def test_two_compiled_models_share_one_base() -> None:
         assert storage <= {parameter.data_ptr() for parameter in tuned.parameters()}
     stir(first)
     with torch.no_grad():
-        assert torch.equal(main_output(second(**zoo.inputs("llama"))), main_output(model(**zoo.inputs("llama"))))
+        assert torch.equal(
+            main_output(second(**zoo.inputs("llama"))), main_output(model(**zoo.inputs("llama")))
+        )
 
 
 def test_it_is_a_graph_module_of_the_model_s_own_class() -> None:
@@ -188,7 +195,12 @@ def test_compiling_a_compiled_model_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "error"),
-    [("", SpecError), ("LoRA r=0", SpecError), ("LoRA on q of layers 7-9", PlanError), ("LoRA r=1000 on q", PlanError)],
+    [
+        ("", SpecError),
+        ("LoRA r=0", SpecError),
+        ("LoRA on q of layers 7-9", PlanError),
+        ("LoRA r=1000 on q", PlanError),
+    ],
 )
 def test_what_is_refused_changes_nothing(spec: str, error: type[Exception]) -> None:
     model = zoo.build("llama")

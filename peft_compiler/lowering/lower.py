@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -140,13 +141,10 @@ def generator_for(path: str, seed: int) -> torch.Generator:
 
 def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Returns where inserted parameters live, and their dtype: the host's, or float32 where its weights are quantised."""
-    tensors = [*host.parameters(), *host.buffers(), *compiled.parameters()]
-    device = tensors[0].device
-    weight = next((tensor for tensor in [*host.parameters(), *compiled.parameters()]), tensors[0])
-    return (
-        device,
-        weight.dtype if weight.dtype.is_floating_point and weight.element_size() > 1 else torch.float32,
-    )
+    nearest = next(chain(host.parameters(), host.buffers(), compiled.parameters()))
+    weight = next(chain(host.parameters(), compiled.parameters()))
+    quantised = not weight.dtype.is_floating_point or weight.element_size() == 1
+    return nearest.device, torch.float32 if quantised else weight.dtype
 
 
 def _check_count(compiled: nn.Module, plan: Plan) -> None:

@@ -232,7 +232,9 @@ def _named(original: type[nn.Module]) -> Callable[..., Any]:
         forward.__code__, forward.__globals__, "forward", forward.__defaults__, forward.__closure__
     )
     named.__kwdefaults__ = forward.__kwdefaults__
-    named.__module__ = original.__name__  # fx writes torch's own functions by their module, where methods are not
+    named.__module__ = (
+        original.__name__
+    )  # fx writes torch's own functions by their module, where methods are not
     return named
 
 

@@ -44,7 +44,15 @@ _FACTS = frozenset(
     {"dtype", "device", "layout", "ndim", "dim", "ndimension", "names", "element_size", "get_device"}
     | {"is_cuda", "is_cpu", "is_meta", "is_sparse", "is_nested", "is_quantized", "is_inference", "is_leaf"}
     | {"is_floating_point", "is_complex", "is_signed", "requires_grad", "grad", "grad_fn", "_version"}
-    | {"data_ptr", "storage_offset", "untyped_storage", "__hash__", "__repr__", "__format__", "_set_grad_enabled"}
+    | {
+        "data_ptr",
+        "storage_offset",
+        "untyped_storage",
+        "__hash__",
+        "__repr__",
+        "__format__",
+        "_set_grad_enabled",
+    }
 )
 """What a forward may ask about a tensor that the signature of the call settles; not recorded."""
 

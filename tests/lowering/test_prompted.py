@@ -19,10 +19,17 @@ def parts() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         return torch.randn(*shape, generator=generator)
 
     prompts = (draw(KEY_HEADS, PROMPTS, WIDTH), draw(KEY_HEADS, PROMPTS, WIDTH))
-    return draw(BATCH, HEADS, QUERIES, WIDTH), draw(BATCH, HEADS, KEYS, WIDTH), draw(BATCH, HEADS, KEYS, WIDTH), prompts
+    return (
+        draw(BATCH, HEADS, QUERIES, WIDTH),
+        draw(BATCH, HEADS, KEYS, WIDTH),
+        draw(BATCH, HEADS, KEYS, WIDTH),
+        prompts,
+    )
 
 
-def by_hand(query: Tensor, key: Tensor, value: Tensor, prompts: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+def by_hand(
+    query: Tensor, key: Tensor, value: Tensor, prompts: tuple[Tensor, Tensor], bias: Tensor
+) -> Tensor:
     keys, values = (p.repeat_interleave(HEADS // KEY_HEADS, 0).expand(BATCH, -1, -1, -1) for p in prompts)
     scores = query @ torch.cat([keys, key], 2).transpose(-1, -2) / math.sqrt(WIDTH) + bias
     return scores.softmax(-1) @ torch.cat([values, value], 2)
@@ -35,7 +42,9 @@ def test_without_a_mask(parts: tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive", "causal flag"])
-def test_every_query_sees_every_prompt(kind: str, parts: tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]) -> None:
+def test_every_query_sees_every_prompt(
+    kind: str, parts: tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]
+) -> None:
     query, key, value, prompts = parts
     seen = torch.ones(QUERIES, KEYS, dtype=torch.bool).tril()
     bias = torch.zeros(QUERIES, PROMPTS + KEYS)
@@ -45,7 +54,9 @@ def test_every_query_sees_every_prompt(kind: str, parts: tuple[Tensor, Tensor, T
     torch.testing.assert_close(found, by_hand(query, key, value, prompts, bias))
 
 
-def test_heads_of_grouped_queries_share_a_prompt(parts: tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]) -> None:
+def test_heads_of_grouped_queries_share_a_prompt(
+    parts: tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]],
+) -> None:
     query, key, value, prompts = parts
     grouped = prompted_attention((prompts,), False, query, key[:, ::2], value[:, ::2], enable_gqa=True)
     repeated = prompted_attention(

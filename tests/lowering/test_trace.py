@@ -26,7 +26,9 @@ class Calls:
         self.handles = [
             module.register_forward_pre_hook(self._hook(path), with_kwargs=True)
             for path, module in model.named_modules()
-            if path and next(module.children(), None) is not None and type(module).__module__ != "torch.nn.modules.container"
+            if path
+            and next(module.children(), None) is not None
+            and type(module).__module__ != "torch.nn.modules.container"
         ]
 
     def _hook(self, path: str) -> Any:
@@ -86,7 +88,9 @@ def test_every_container_is_traced_exactly(name: str, mode: str) -> None:
         pytest.skip("has no cache")
     if mode == "decode" and name == "handmade":
         pytest.skip("has no cache")
-    model = zoo.build(name, "eager" if mode == "eager" and name not in ("handmade", "mpt") else None).train(mode == "train")
+    model = zoo.build(name, "eager" if mode == "eager" and name not in ("handmade", "mpt") else None).train(
+        mode == "train"
+    )
     small, large = record(model, name, mode, 2, 7), record(model, name, mode, 3, 9)
     seen: set[str] = set()
     for path, (args, kwargs) in small.items():
@@ -97,7 +101,9 @@ def test_every_container_is_traced_exactly(name: str, mode: str) -> None:
         try:
             graph = tracer.trace(type(module).forward, args, kwargs)
         except LoweringError as error:
-            assert MAKES_A_CACHE in str(error)  # a whole stack of blocks; no insertion stands in its own forward
+            assert MAKES_A_CACHE in str(
+                error
+            )  # a whole stack of blocks; no insertion stands in its own forward
             continue
         seen.add(type(module).__name__)
         tidy(graph)
@@ -109,7 +115,9 @@ def test_every_container_is_traced_exactly(name: str, mode: str) -> None:
                 torch.manual_seed(5)
                 expected = module.forward(*theirs[0], **theirs[1])
                 torch.manual_seed(5)
-                found = run(module, *[ours[0][a] if isinstance(a, int) else ours[1][a] for a in tracer.arguments])
+                found = run(
+                    module, *[ours[0][a] if isinstance(a, int) else ours[1][a] for a in tracer.arguments]
+                )
             assert type(found) is type(expected)
             assert_same(found, expected)
             assert_same(ours, theirs)  # caches were written alike
