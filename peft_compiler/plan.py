@@ -139,13 +139,16 @@ def _table(plan: Plan) -> Table:
         before = (rule, method)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     names = ("rule", "method", "place", "tower", "layers", "sites", "width", "rows", "each", "in all")
-    filled = [index for index in range(len(names)) if any(row[index] for row in rows)]
-    for index in filled:
+    # What is empty, or the one tower that a model has, tells nothing.
+    telling = [index for index in range(len(names)) if any(row[index] for row in rows)]
+    if len({insertion.site.tower for insertion in plan.insertions}) == 1 and names.index("tower") in telling:
+        telling.remove(names.index("tower"))
+    for index in telling:
         right = names[index] in ("sites", "each", "in all")
         wraps = names[index] in ("method", "layers", "rows")
         table.add_column(names[index], justify="right" if right else "left", no_wrap=not wraps)
     for row in rows:
-        table.add_row(*(row[index] for index in filled))
+        table.add_row(*(row[index] for index in telling))
     return table
 
 
