@@ -92,7 +92,7 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
         parameters=recorder.parameters,
         inputs=inputs,
         outputs=outputs,
-        calls=recorder.calls,
+        calls={path: tuple(calls) for path, calls in recorder.calls.items()},
         faked=floats.faked + recorder.faked,
         example=example,
     )

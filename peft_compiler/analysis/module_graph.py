@@ -58,7 +58,7 @@ class ModuleFact:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The tensors that went into and came out of the first call of a module."""
+    """The tensors that went into and came out of one call of a module."""
 
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
@@ -74,7 +74,7 @@ class ModuleGraph:
         parameters: Names of each parameter or buffer that was used, all of them where it is tied.
         inputs: Tensors that the model was called with, by name.
         outputs: Tensors that it returned, by where they are in the output.
-        calls: The first call of each module that ran, by path.
+        calls: Every call of each module that ran, by path, in order.
         faked: How many values were made up because they depend on data that is not there.
         example: What the model was called with: positional arguments, and others by name.
     """
@@ -84,7 +84,7 @@ class ModuleGraph:
     parameters: Mapping[fx.Node, tuple[str, ...]]
     inputs: Mapping[str, fx.Node]
     outputs: Mapping[str, fx.Node]
-    calls: Mapping[str, Call]
+    calls: Mapping[str, tuple[Call, ...]]
     faked: int
     example: tuple[tuple[Any, ...], Mapping[str, Any]]
 

@@ -95,12 +95,13 @@ def _added_bias(flow: Dataflow, node: fx.Node) -> fx.Node | None:
 def _stands_alone(flow: Dataflow, node: fx.Node, data: fx.Node) -> bool:
     """Whether the module in which `node` stands does nothing else: data in, this op, its result out."""
     path = fact(node).module
-    call = flow.graph.calls.get(path)
-    if call is None or flow.graph.modules[path].children or not call.inputs or len(call.outputs) != 1:
+    if flow.graph.modules[path].children:
         return False
-    return (
+    calls = (call for call in flow.graph.calls.get(path, ()) if call.inputs and len(call.outputs) == 1)
+    return any(
         _unshaped(flow, call.outputs[0], node) is node
         and _unshaped(flow, data, call.inputs[0]) is call.inputs[0]
+        for call in calls
     )
 
 

@@ -40,7 +40,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         graph: What was recorded so far.
         parameters: Names of the parameters and buffers that were used.
-        calls: The tensors in and out of the first call of each module.
+        calls: The tensors in and out of every call of each module.
         faked: How many reads of a tensor without data were answered.
     """
 
@@ -48,7 +48,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self.parameters: dict[fx.Node, tuple[str, ...]] = {}
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[str, list[Call]] = {}
         self.faked = 0
         self._names = names
         self._nodes: dict[int, fx.Node] = {}
@@ -66,7 +66,7 @@ class Recorder(TorchFunctionMode):
     def leave(self, outputs: Any) -> None:
         """Notes that the module that runs is done."""
         path, _, inputs = self._running.pop()
-        self.calls.setdefault(path, Call(inputs, self._known(outputs)))
+        self.calls.setdefault(path, []).append(Call(inputs, self._known(outputs)))
 
     def _known(self, values: Any) -> tuple[fx.Node, ...]:
         leaves = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))

@@ -84,15 +84,15 @@ class Survey:
 
     def of_norm(self, path: str, node: fx.Node) -> Iterator[Found]:
         """Yields the site of a module that normalises."""
-        shape = fact(self.flow.graph.calls[path].outputs[0]).shape
+        shape = fact(self.flow.graph.calls[path][0].outputs[0]).shape
         width = shape[1 if kind(node) in CHANNEL_NORMS else -1]
         yield self._found(Role.NORM, node, self._whole(path), (width, width), (f"{kind(node)} in {path}",))
 
     def of_blocks(self) -> Iterator[Found]:
         """Yields every block as a whole, where its call shows what comes out."""
         for path in self.blocks.by_path:
-            call = self.flow.graph.calls.get(path)
-            outputs = [node for node in call.outputs if node in self.flow.taint.activations] if call else []
+            calls = self.flow.graph.calls.get(path, ())
+            outputs = [node for call in calls for node in call.outputs if node in self.flow.taint.activations]
             if outputs:
                 width = fact(outputs[0]).shape[-1]
                 evidence = (

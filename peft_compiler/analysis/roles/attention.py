@@ -176,8 +176,8 @@ def _query_and_key(flow: Dataflow, softmax: fx.Node, scores: fx.Node) -> tuple[f
     region = behind(flow, before).passed
     for place in (len(shape) - 1, len(shape) - 2):
         probe = index_along(shape, place)
-        arrived = None if probe is None else replay({scores: probe}, region, before)
-        if arrived is not None and varies_along(arrived, axis if isinstance(axis, int) else -1):
+        arrived = () if probe is None else replay({scores: probe}, region, before)
+        if any(varies_along(tensor, axis if isinstance(axis, int) else -1) for tensor in arrived):
             return (left, right) if _comes_from_right(scores, place) else (right, left)
     return left, right
 

@@ -69,5 +69,16 @@ def _joinings(
         kinds = {(part.role, part.cross) for part in parts}
         return [Joining(add, value, *kinds.pop())] if len(kinds) == 1 else parts
     found = behind(flow, value, floor)
-    reached = [ends[node] for node in (*found.linears, *found.stops) if node in ends]
+    reached = [
+        ends[node]
+        for node in (*found.linears, *found.stops)
+        if node in ends and not _is_channel_first(flow, node, value)
+    ]
     return [Joining(add, value, *reached[0])] if reached else []
+
+
+def _is_channel_first(flow: Dataflow, end: fx.Node, value: fx.Node) -> bool:
+    """Whether the features of a value are not its last axis, as after a convolution."""
+    linear = flow.linears.get(end)
+    shape = fact(end).shape
+    return linear is not None and linear.feature_axis != len(shape) - 1 and fact(value).shape == shape

@@ -45,13 +45,16 @@ class RowProbe:
 
 def _probe(node: fx.Node, axis: int, target: fx.Node, region: list[fx.Node]) -> tuple[int, ...] | None:
     probe = index_along(fact(node).shape, axis)
-    arrived = None if probe is None else replay({node: probe}, region, target)
-    return () if arrived is None else _rows_of(arrived, fact(node).shape[axis])
+    arrived = () if probe is None else replay({node: probe}, region, target)
+    return _rows_of(arrived, fact(node).shape[axis])
 
 
-def _rows_of(arrived: Tensor, total: int) -> tuple[int, ...] | None:
+def _rows_of(arrived: tuple[Tensor, ...], total: int) -> tuple[int, ...] | None:
     """Returns the rows that arrived, ascending; None for all of them."""
-    found = (torch.view_as_real(arrived) if arrived.is_complex() else arrived).unique()
+    if not arrived:
+        return ()
+    real = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in arrived]
+    found = torch.cat([tensor.flatten() for tensor in real]).unique()
     found = found[found >= 0]
     return None if len(found) == total else tuple(int(row) for row in found.tolist())
 
@@ -114,10 +117,18 @@ def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
         return None
     for axis, form in zip((-2, -1), _FORMS[len(shape)], strict=True):
         arrived = _follow(parameter, len(shape) + axis, linear.weight, region)
-        if arrived is not None and varies_along(arrived, out_axis):
+        if len(arrived) == 1 and varies_along(arrived[0], out_axis):
+            # Part of the features in: the op uses one of several matrices that are stored as one.
+            if fact(linear.weight).shape[_other(out_axis, linear)] != shape[-3 - axis]:
+                return None
             rows = _rows_of(arrived, shape[axis]) if region else None
             return Layout(parameter, form, shape[-3 - axis], shape[axis], rows)
     return None
+
+
+def _other(out_axis: int, linear: Linear) -> int:
+    dimensions = len(fact(linear.weight).shape)
+    return dimensions - 2 if out_axis == dimensions - 1 else dimensions - 1
 
 
 def _convolution(linear: Linear, parameter: fx.Node) -> Layout | None:
@@ -139,16 +150,16 @@ def _between(parameter: fx.Node, weight: fx.Node) -> list[fx.Node]:
     return list(region)
 
 
-def _follow(parameter: fx.Node, axis: int, weight: fx.Node, region: list[fx.Node]) -> Tensor | None:
+def _follow(parameter: fx.Node, axis: int, weight: fx.Node, region: list[fx.Node]) -> tuple[Tensor, ...]:
     shape = fact(parameter).shape
     # Two slices along every other axis say as much, and are cheap, unless an op spells the shape out.
     narrow = tuple(size if place == axis else min(size, 2) for place, size in enumerate(shape))
     for size in (narrow, shape):
         probe = index_along(size, axis)
-        arrived = probe if probe is None or not region else replay({parameter: probe}, region, weight)
-        if arrived is not None:
+        arrived = () if probe is None else replay({parameter: probe}, region, weight)
+        if arrived:
             return arrived
-    return None
+    return ()
 
 
 def _out_axis(linear: Linear) -> int | None:

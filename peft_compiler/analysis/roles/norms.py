@@ -35,7 +35,7 @@ def find_norms(flow: Dataflow) -> Mapping[str, fx.Node]:
 
 
 def _keeps_shape(graph: ModuleGraph, path: str) -> bool:
-    call = graph.calls.get(path)
-    if call is None or not call.inputs or len(call.outputs) != 1:
+    calls = graph.calls.get(path, ())
+    if not all(call.inputs and len(call.outputs) == 1 for call in calls):
         return False
-    return fact(call.inputs[0]).shape == fact(call.outputs[0]).shape
+    return bool(calls) and all(fact(call.inputs[0]).shape == fact(call.outputs[0]).shape for call in calls)

@@ -17,11 +17,11 @@ _LARGEST_PROBE = 30_000_000
 _WRITES = frozenset({"setitem", "copy"})
 
 
-class _Unknown:
-    """In place of a value whose elements can no longer be told apart."""
+# Beyond this many, what an element was computed from is taken to be unknown.
+_MOST_ORIGINS = 4
 
-
-_UNKNOWN = _Unknown()
+Origins = tuple[Any, ...]
+"""Where the elements of a value come from: one tensor, or several of the same shape; empty where unknown."""
 
 
 def index_along(shape: tuple[int, ...], axis: int) -> Tensor | None:
@@ -40,40 +40,47 @@ def varies_along(arrived: Tensor, axis: int) -> bool:
     return length == 1 or bool((arrived.narrow(axis, 0, 1) != arrived.narrow(axis, length - 1, 1)).any())
 
 
-def replay(probe: Mapping[fx.Node, Tensor], ops: Iterable[fx.Node], target: fx.Node) -> Tensor | None:
+def replay(probe: Mapping[fx.Node, Tensor], ops: Iterable[fx.Node], target: fx.Node) -> tuple[Tensor, ...]:
     """Returns what arrives at `target` when the `probe` flows through `ops`.
 
     Ops that only move elements are run. Of an op that computes, element by element, the
-    result is where its input came from. None where this is not known for certain.
+    result is where its inputs came from: several tensors, where they came from several
+    places. Empty where this is not known for certain.
     """
-    values: dict[fx.Node, Any] = dict(probe)
+    values: dict[fx.Node, Origins] = {node: (tensor,) for node, tensor in probe.items()}
     for node in sorted(ops, key=lambda node: fact(node).order):
         if kind(node) in CREATIONS:
-            values[node] = torch.full(fact(node).shape, ELSEWHERE)
+            values[node] = (torch.full(fact(node).shape, ELSEWHERE),)
         elif any(source in values for source in node.all_input_nodes):
-            value = _moved(node, values) if _moves(node) else _computed(node, values)
-            if value is not None:
-                values[node] = value
-    arrived = values.get(target)
-    return arrived if isinstance(arrived, Tensor) else None
+            origins = _moved(node, values) if _moves(node) else _computed(node, values)
+            if origins is not None:
+                values[node] = origins
+    return values.get(target, ())
 
 
 def _moves(node: fx.Node) -> bool:
     return kind(node) in SHAPES or kind(node) in _WRITES or kind(node) == "after_write"
 
 
-def _moved(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    if any(isinstance(values.get(source), _Unknown) for source in node.all_input_nodes):
-        return _UNKNOWN
+def _moved(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
+    known = [values[source] for source in node.all_input_nodes if source in values]
+    if not all(known):
+        return ()
+    try:
+        return tuple(_run(node, values, place) for place in range(max(map(len, known))))
+    except (RuntimeError, TypeError, IndexError, ValueError):
+        return ()
+
+
+def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int) -> Any:
+    """Runs an op on one origin of each of its inputs; every origin takes part in one of the runs."""
 
     def value_of(source: fx.Node) -> Any:
-        return values[source] if source in values else _stand_in(source)
+        origins = values.get(source)
+        return _stand_in(source) if origins is None else origins[min(place, len(origins) - 1)]
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
-    try:
-        out = node.target(*args, **kwargs)
-    except (RuntimeError, TypeError, IndexError, ValueError):
-        return _UNKNOWN
+    out = node.target(*args, **kwargs)
     return args[0] if kind(node) == "setitem" else out
 
 
@@ -84,24 +91,29 @@ def _stand_in(source: fx.Node) -> Tensor:
     return torch.full(known.shape, ELSEWHERE)
 
 
-def _computed(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _computed(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins | None:
     """Returns where the elements of an op's result come from; None if it is only a summary of the probe."""
     shape = fact(node).shape
     known = [(source, values[source]) for source in node.all_input_nodes if source in values]
-    alike = [value for source, value in known if fact(source).shape == shape]
+    alike = [origins for source, origins in known if fact(source).shape == shape]
     if alike:
-        same = all(isinstance(value, Tensor) and _same_origin(value, alike[0]) for value in alike)
-        return alike[0] if same else _UNKNOWN
-    for _, value in known:
-        if isinstance(value, Tensor) and _broadcasts(value.shape, shape):
-            return value.broadcast_to(shape)
+        return _distinct(alike) if all(alike) else ()
+    for _, origins in known:
+        if origins and all(isinstance(each, Tensor) and _broadcasts(each.shape, shape) for each in origins):
+            return tuple(each.broadcast_to(shape) for each in origins)
     is_summary = all(_broadcasts(shape, fact(source).shape) for source, _ in known)
-    return None if is_summary else _UNKNOWN
+    return None if is_summary else ()
 
 
-def _same_origin(value: Tensor, other: Any) -> bool:
-    if not isinstance(other, Tensor) or value.shape != other.shape:
-        return False
+def _distinct(alike: Iterable[Origins]) -> Origins:
+    distinct: list[Tensor] = []
+    for tensor in (tensor for origins in alike for tensor in origins):
+        if not any(_same_origin(tensor, other) for other in distinct):
+            distinct.append(tensor)
+    return tuple(distinct) if len(distinct) <= _MOST_ORIGINS else ()
+
+
+def _same_origin(value: Tensor, other: Tensor) -> bool:
     return value is other or torch.equal(value, other) or torch.equal(value.unique(), other.unique())
 
 

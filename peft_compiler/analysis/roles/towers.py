@@ -41,8 +41,8 @@ def find_towers(flow: Dataflow, blocks: Blocks, attentions: Sequence[Attention])
     """
     first_calls: dict[str, fx.Node] = {}
     for path, block in blocks.by_path.items():
-        inputs = flow.graph.calls[path].inputs if path in flow.graph.calls else ()
-        active = [node for node in inputs if node in flow.taint.activations]
+        calls = flow.graph.calls.get(path, ())
+        active = [node for call in calls for node in call.inputs if node in flow.taint.activations]
         if active:
             first_calls.setdefault(block.stack, active[0])
     towers: dict[str, Tower | None] = {}
