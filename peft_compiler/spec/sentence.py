@@ -14,9 +14,10 @@ from typing_extensions import override
 
 from peft_compiler.methods import Method
 from peft_compiler.spec.documents import Document, Mark, Path, Problem
-from peft_compiler.spec.grammar import Phrase, explain, method_names, parse, without_comment
+from peft_compiler.spec.grammar import STRING, Phrase, method_names, parse, without_comment
+from peft_compiler.spec.mistakes import explain
 
-STATEMENT = re.compile(r'(?:"(?:\\.|[^"\\\n])*"|#[^\n]*|[^;\n])+')
+STATEMENT = re.compile(rf"(?:{STRING}|#[^\n]*|[^;\n])+")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"'}
 WIDEST = 100
 """Characters of a line that are shown around a problem."""
@@ -106,7 +107,7 @@ class _Reader:
 
     def setting(self, phrase: Phrase, method: type[Method], use: dict[str, Any], path: Path) -> None:
         """Adds one setting to the data of a method."""
-        word, value = phrase.parts
+        *_, word, value = phrase.parts
         name = method.spoken_fields.get(word.text.lower(), word.text.lower())
         inner = (*path, name)
         if name in use:

@@ -8,7 +8,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     field_serializer,
     model_serializer,
@@ -120,7 +119,9 @@ class Rule(_Written, frozen=True):
 
     use: Annotated[AnyMethod, BeforeValidator(spell_out)]
     where: Where = Field(default_factory=Where)
-    expect: PositiveInt | None = Field(default=None, description="Number of sites that it must select.")
+    expect: Annotated[int, Field(gt=0, strict=True)] | None = Field(
+        default=None, description="Number of sites that it must select."
+    )
 
     @field_serializer("use", mode="wrap")
     def _keep_kind(self, use: Method, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -18,7 +18,6 @@ ALSO_CALLED: Mapping[str, str] = {
     "feed forward": "ffn",
     "feed-forward": "ffn",
     "mlp": "ffn",
-    "linear layer": "linear",
     "layer norm": "norm",
     "layernorm": "norm",
 }

@@ -5,6 +5,7 @@ from textwrap import dedent
 import pytest
 
 from peft_compiler.errors import SpecError
+from peft_compiler.methods import METHODS, Method
 from peft_compiler.spec import Spec
 from peft_compiler.spec.read import read_spec
 
@@ -59,8 +60,14 @@ ONE_RULE = {
         "use": "lora",
         "where": {"role": "q,k,v", "layers": "0, 2-3"},
     },
+    "adapter on attention and feed forward layers": {"use": "adapter", "where": {"role": "attention, ffn"}},
     "lora on attention.query": {"use": "lora", "where": {"role": "attention.query"}},
     "adapter after cross attention": {"use": "adapter", "where": {"role": "attention", "attention": "cross"}},
+    "adapters of width 64 and activation gelu after FFN": {
+        "use": {"adapter": {"width": 64, "activation": "gelu"}},
+        "where": {"role": "ffn"},
+    },
+    "LoRA with r=4, alpha 8": {"use": {"lora": {"r": 4, "alpha": 8}}},
     "adapter activation=gelu, width=3": {"use": {"adapter": {"activation": "gelu", "width": 3}}},
 }
 
@@ -68,6 +75,16 @@ ONE_RULE = {
 @pytest.mark.parametrize("sentence", ONE_RULE)
 def test_a_sentence_is_the_same_spec_as_a_dict(sentence: str) -> None:
     assert read_spec(sentence) == read_spec({"rules": [ONE_RULE[sentence]]})
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_method_is_spoken_of_by_each_of_its_names_and_fields(method: type[Method]) -> None:
+    for name in method.spoken:
+        [one, several] = read_spec(f"{name}; {name.upper()}s").rules
+        assert type(one.use) is type(several.use) is method
+    for word, field in method.spoken_fields.items():
+        rule = read_spec(f"{method.spoken[0]} {word} 3").rules[0]
+        assert getattr(rule.use, field) == 3
 
 
 def test_rules_are_separated_by_semicolons_and_lines() -> None:
@@ -96,7 +113,7 @@ WRONG = {
     " such as `LoRA on q,v` or `rules: [{use: lora}]`",
     "LoRA on qq,v": """
         found 'qq', expected a place, such as `q,v`, `all linear`, `the last 4 layers`, `encoder`, \
-`cross attention` or a path in quotes, such as `"model.layers.*"`; did you mean 'q'?
+`cross attention` or a path in quotes like `"model.layers.*"`; did you mean 'q'?
           LoRA on qq,v
                   ^^""",
     "LoRA on q and valu": """
@@ -105,13 +122,22 @@ WRONG = {
                         ^^^^""",
     "lora on": """
         found the end, expected a place, such as `q,v`, `all linear`, `the last 4 layers`, `encoder`, \
-`cross attention` or a path in quotes, such as `"model.layers.*"`
+`cross attention` or a path in quotes like `"model.layers.*"`
           lora on
                  ^""",
     'lora at "a.b': """
         found a quote that is never closed; close it with `"`
           lora at "a.b
                   ^""",
+    "LoRA on q,v and adapters after FFN": """
+        found 'adapters' within a rule; write `;` before it to begin another
+          LoRA on q,v and adapters after FFN
+                          ^^^^^^^^""",
+    "lora rnak 8": """
+        found 'rnak', expected a setting (r, alpha, dropout, rank), `on`, `after`, `of`, `in`, `at`, \
+`except`, `expect` or the end; did you mean 'rank'?
+          lora rnak 8
+               ^^^^""",
     "lora r=8 rank=9": """
         found 'rank' twice in one rule; keep one
           lora r=8 rank=9
