@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from math import inf
 from typing import Any, cast
 
 import torch
@@ -32,22 +33,27 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
 
 def equal(these: list[Tensor], those: list[Tensor]) -> bool:
     """Whether all tensors are equal, value by value; NaN equals NaN."""
-    return len(these) == len(those) and all(
-        a.shape == b.shape
-        and torch.equal(a.isnan(), b.isnan())
-        and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(these, those, strict=True)
-    )
+    return distance(these, those) == 0
 
 
 def distance(these: list[Tensor], those: list[Tensor]) -> float:
-    """Returns the largest difference, relative to the largest value; infinite if shapes differ."""
-    if len(these) != len(those) or any(a.shape != b.shape for a, b in zip(these, those, strict=False)):
-        return float("inf")
-    if not any(tensor.numel() for tensor in those):
+    """Returns the largest difference, relative to the largest value of its tensor.
+
+    Infinite if the shapes differ, or the places of values that are not finite.
+    """
+    if len(these) != len(those):
+        return inf
+    return max((_distance(a, b) for a, b in zip(these, those, strict=True)), default=0.0)
+
+
+def _distance(this: Tensor, that: Tensor) -> float:
+    if this.shape != that.shape or not torch.equal(this.isfinite(), that.isfinite()):
+        return inf
+    finite = that.isfinite()
+    if not finite.any():
         return 0.0
-    pairs = [(a.double(), b.double()) for a, b in zip(these, those, strict=True) if a.numel()]
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
+    a, b = this[finite].double(), that[finite].double()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def tolerance(tensors: list[Tensor]) -> float:

@@ -4,6 +4,7 @@ import copy
 import io
 import tempfile
 from collections import Counter
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,15 @@ def pickling(subject: Subject) -> str:
 def another_dtype(subject: Subject) -> str:
     """Runs in float64, where rounding may differ from the given dtype as much as it does for the base."""
     inputs = {name: _doubled(value) for name, value in subject.inputs.items()}
+    before = run(subject.base, subject.inputs)
     try:
         base = run(copy.deepcopy(subject.base).double(), inputs)
     except Exception as error:  # whatever a model may raise that was not made for it
         return f"the base itself does not run in float64 ({type(error).__name__})"
+    if distance(base, before) == inf:
+        return "the base itself does not give the same in float64"
     moved = run(copy.deepcopy(subject.moved).double(), inputs)
-    return _close(subject, moved, 4 * distance(base, run(subject.base, subject.inputs)))
+    return _close(subject, moved, 4 * distance(base, before))
 
 
 def another_device(subject: Subject) -> str:
