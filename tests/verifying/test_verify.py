@@ -32,7 +32,9 @@ def check(tuned: nn.Module, promise: str) -> str:
     return PROMISES[promise](Subject.of(tuned, compilation_of(tuned)))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "t5", "mixtral"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "mixtral", "falcon_alibi", "bert", "t5", "vit", "torch_encoder", "handmade"]
+)
 def test_every_promise_is_kept(name: str) -> None:
     report = pc.verify(compiled(name=name))
     assert report.ok, str(report)

@@ -1,0 +1,82 @@
+"""Published counts of trainable parameters, exact, on models without weights.
+
+The numbers are those of the papers' own formulas. A count alone proves little, so the
+shapes are checked too.
+"""
+
+import pytest
+import torch
+import transformers
+
+import peft_compiler as pc
+from peft_compiler.planning import make_plan
+from peft_compiler.site import Role
+from peft_compiler.spec.read import read_spec
+from tests.test_recipes import sites
+
+FIGURES = [
+    # arXiv:2106.09685, table 2: 0.3M and 0.8M.
+    ("roberta_base", "LoRA r=8 on q,v", 294_912),
+    ("roberta_large", "LoRA r=8 on q,v", 786_432),
+    # 4.7M; the authors' scripts have r=16, the paper's table prints r=8.
+    ("deberta_v2_xxl", "LoRA r=16 on q,v", 4_718_592),
+    # Table 15.
+    ("gpt3_175b", "LoRA r=1 on q,v", 4_718_592),
+    ("gpt3_175b", "LoRA r=8 on q,v", 37_748_736),
+    ("gpt3_175b", "LoRA r=64 on q,v", 301_989_888),
+    ("gpt3_175b", "LoRA r=1 on q,k,v,o", 9_437_184),
+    # Table 15, Adapter-H: L (2 d r + r + d) for each of two adapters a block.
+    ("gpt3_175b", "adapters width=1 after attention and FFN", 7_078_080),
+    ("gpt3_175b", "adapters width=8 after attention and FFN", 40_109_568),
+    ("gpt3_175b", "adapters width=64 after attention and FFN", 304_361_472),
+    # loralib's MergedLinear on the fused c_attn.
+    ("gpt2_medium", "LoRA r=4 on q,v", 393_216),
+    # arXiv:2305.14314 and arXiv:2402.09353.
+    ("llama_7b", "LoRA r=64 on all linear", 159_907_840),
+    ("llama_7b", "LoRA r=32 on q,k,v,up,down", 56_098_816),
+    # arXiv:2110.07602: length · L · 2 d.
+    ("bert_large", "deep prompts length=20 on every layer", 983_040),
+    ("bert_large", "deep prompts length=128 on every layer", 6_291_456),
+    # arXiv:2101.00190, the MLP dropped.
+    ("gpt2_medium", "deep prompts length=10 on every layer", 491_520),
+]
+
+
+@pytest.mark.parametrize(("model", "sentence", "count"), FIGURES)
+def test_the_count_is_the_papers(model: str, sentence: str, count: int) -> None:
+    assert make_plan(read_spec(sentence), sites(model), base_parameters=0).trainable == count
+
+
+def test_the_rows_of_gpt2s_fused_projection_are_thirds() -> None:
+    plan = make_plan(read_spec("LoRA r=4 on q,v"), sites("gpt2_medium"), base_parameters=0)
+    assert len(plan.insertions) == 48
+    rows = {(i.site.role, str(i.site.rows), i.site.width_in, i.site.width_out) for i in plan.insertions}
+    assert rows == {
+        (Role.QUERY, "[0:1024] of 3072", 1024, 1024),
+        (Role.VALUE, "[2048:3072] of 3072", 1024, 1024),
+    }
+
+
+def test_what_is_built_has_the_shapes_of_the_papers() -> None:
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=1024, n_layer=1, n_head=16))
+    tuned = pc.compile(
+        model, "LoRA r=4 on q,v; adapters width=64 after FFN; deep prompts length=10 on every layer"
+    )
+    shapes = {
+        name.rpartition("inserted.")[2]: tuple(parameter.shape)
+        for name, parameter in tuned.named_parameters()
+        if parameter.requires_grad
+    }
+    assert shapes == {
+        "query_lora.down": (4, 1024),
+        "query_lora.up": (1024, 4),
+        "value_lora.down": (4, 1024),
+        "value_lora.up": (1024, 4),
+        "core_deep_prompts.keys": (16, 10, 64),
+        "core_deep_prompts.values": (16, 10, 64),
+        "feed_forward_adapter.down.weight": (64, 1024),
+        "feed_forward_adapter.down.bias": (64,),
+        "feed_forward_adapter.up.weight": (1024, 64),
+        "feed_forward_adapter.up.bias": (1024,),
+    }
