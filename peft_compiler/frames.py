@@ -33,7 +33,7 @@ def _with_nested(code: CodeType) -> frozenset[CodeType]:
 
 
 # Of its functions only the nested `inner`, which runs the hooks, calls forward as well.
-CALL_IMPL: frozenset[CodeType] = _with_nested(nn.Module._call_impl.__code__)
+CALL_IMPL: frozenset[CodeType] = _with_nested(nn.Module._call_impl.__code__)  # pyright: ignore[reportPrivateUsage]
 """The code that calls a module's forward: a chain of frames starts below it."""
 
 _ATTENTION = nn.functional.multi_head_attention_forward

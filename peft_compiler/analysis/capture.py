@@ -3,7 +3,7 @@
 import copy
 import inspect
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -102,10 +102,10 @@ def _without_weights(model: nn.Module) -> nn.Module:
     """Returns a copy in eval mode: floats on the meta device, integers copied, nothing shared."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers, vars(module)):
-            for value in held.values():
-                if isinstance(value, Tensor):
-                    memo.setdefault(id(value), _without_data(value))
+        held = (*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values())
+        for value in held:
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), _without_data(value))
     twin = copy.deepcopy(model, memo).eval()
     for config in {
         id(config): config for config in map(_config_of, twin.modules()) if config is not None
@@ -200,7 +200,7 @@ def _tensors_of(out: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def _random_state_kept() -> Generator[None]:
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):

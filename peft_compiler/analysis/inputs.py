@@ -92,7 +92,8 @@ def _of_config(model: nn.Module) -> Iterator[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     main = getattr(model, "main_input_name", None)
     required = _required(arguments)
-    first = list(dict.fromkeys([*([main] if main in arguments else []), *required])) or list(arguments)[:1]
+    leading = [name for name in arguments if name == main or name in required]
+    first = leading or list(arguments)[:1]
     if getattr(model.config, "is_encoder_decoder", False):
         first.append("decoder_input_ids")
     for names in (first, *((*required, *names) for names in _COMBINATIONS)):

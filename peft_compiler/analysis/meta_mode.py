@@ -124,8 +124,12 @@ class MetaFloats(TorchDispatchMode):
                 raise
             self.faked += 1
             out = _run_on_zeros(func, args, kwargs, error)
+
         # An op in place returns the tensor that it was given, and the caller's is the real one.
-        return tree_map(lambda leaf: originals.get(id(leaf), leaf), out)
+        def to_caller(leaf: Any) -> Any:
+            return originals.get(id(leaf), leaf)
+
+        return tree_map(to_caller, out)
 
 
 def _largest(tensors: list[Tensor]) -> Tensor | None:

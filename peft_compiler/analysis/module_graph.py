@@ -93,13 +93,23 @@ class ModuleGraph:
         """Every value, in order of execution."""
         return tuple(node for node in self.graph.nodes if node.op != "output")
 
-    def network(self) -> nx.DiGraph:
+    def __str__(self) -> str:
+        lines = (_line(node) for node in self.nodes if node.op == "call_function")
+        return "\n".join(lines)
+
+    def network(self) -> "nx.DiGraph[str]":
         """Returns the flow of data, for algorithms on graphs and for drawing; nodes carry their facts."""
-        network = nx.DiGraph()
+        network: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             network.add_node(node.name, fact=fact(node))
             network.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
         return network
+
+
+def _line(node: fx.Node) -> str:
+    known = fact(node)
+    sources = ", ".join(source.name for source in node.all_input_nodes)
+    return f"{node.name} = {known.op}({sources})  # {list(known.shape)} in {known.module or 'the model'}"
 
 
 def parent(path: str) -> str:
@@ -110,7 +120,3 @@ def parent(path: str) -> str:
     """
     return path.rpartition(".")[0]
 
-
-def is_within(path: str, module: str) -> bool:
-    """Whether `path` is the module itself or stands somewhere in it."""
-    return not module or path == module or path.startswith(f"{module}.")

@@ -1,7 +1,7 @@
 """Notes every op of a running model as a node of a graph."""
 
+import inspect
 import operator
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -134,7 +134,7 @@ class Recorder(TorchFunctionMode):
             self.faked += 1
             known = self.node_of(args[0])
             return made_up_answer(name, args[0], fact(known).op if known else None)
-        return self._run(func, op, args, kwargs, call_chain(sys._getframe(1)))
+        return self._run(func, op, args, kwargs, call_chain(inspect.currentframe()))
 
     def _run(self, func: Any, op: str, args: Any, kwargs: Any, frames: tuple[tuple[str, int], ...]) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
@@ -176,4 +176,6 @@ class Recorder(TorchFunctionMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

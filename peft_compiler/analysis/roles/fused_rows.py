@@ -11,7 +11,7 @@ from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import CASTS, CONVOLUTIONS, PARTS, SELECTIONS, SHAPES, kind, tensors
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind
-from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
+from peft_compiler.analysis.roles.replay import index_along, replay, varies_along, with_destinations
 
 _LAYOUT_OPS = SHAPES | CASTS | SELECTIONS
 # By number of axes, where the last but one holds the features out, and where the last one does.
@@ -36,7 +36,7 @@ class RowProbe:
         axis = linear.feature_axis
         if not any(kind(node) in PARTS for node in found.passed):
             return None
-        region = sorted(found.passed, key=lambda node: fact(node).order)
+        region = with_destinations(found.passed)
         key = (shape, axis, _signature(linear.node, target, region))
         if key not in self._known:
             self._known[key] = _probe(linear.node, axis, target, region)

@@ -1,14 +1,14 @@
 """Runs the recorded ops that only move elements again, on tensors that say where each element came from."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from peft_compiler.analysis.meta_mode import is_real_type
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import CREATIONS, SHAPES, kind
+from peft_compiler.analysis.ops import CREATIONS, SHAPES, kind, tensors
 
 ELSEWHERE = -1.0
 """Marks elements that come from elsewhere than the probe."""
@@ -22,6 +22,20 @@ _MOST_ORIGINS = 4
 
 Origins = tuple[Any, ...]
 """Where the elements of a value come from: one tensor, or several of the same shape; empty where unknown."""
+
+
+def with_destinations(ops: Iterable[fx.Node]) -> list[fx.Node]:
+    """Returns `ops` in order, with what makes the tensors that some of them write to."""
+    found = set(ops)
+    stack = [node for node in found if kind(node) in _WRITES or kind(node) == "after_write"]
+    while stack:
+        destination = next(iter(tensors(stack.pop())), None)
+        if destination is None or destination in found or destination.op != "call_function":
+            continue
+        if _moves(destination) or kind(destination) in CREATIONS:
+            found.add(destination)
+            stack.append(destination)
+    return sorted(found, key=lambda node: fact(node).order)
 
 
 def index_along(shape: tuple[int, ...], axis: int) -> Tensor | None:
@@ -64,12 +78,15 @@ def _moves(node: fx.Node) -> bool:
 
 def _moved(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
     known = [values[source] for source in node.all_input_nodes if source in values]
-    if not all(known):
+    origins = max(map(len, known))
+    # One origin written over another would be lost.
+    if not all(known) or (kind(node) in _WRITES and origins > 1):
         return ()
     try:
-        return tuple(_run(node, values, place) for place in range(max(map(len, known))))
+        moved = tuple(_run(node, values, place) for place in range(origins))
     except (RuntimeError, TypeError, IndexError, ValueError):
         return ()
+    return _distinct([moved]) if all(isinstance(each, Tensor) for each in moved) else moved
 
 
 def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int) -> Any:
@@ -80,7 +97,7 @@ def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int) -> Any:
         return _stand_in(source) if origins is None else origins[min(place, len(origins) - 1)]
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
-    out = node.target(*args, **kwargs)
+    out = cast(Callable[..., Any], node.target)(*args, **kwargs)
     return args[0] if kind(node) == "setitem" else out
 
 
