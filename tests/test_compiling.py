@@ -3,7 +3,6 @@
 import copy
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ def stir(model: nn.Module) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-@contextmanager
+@pytest.fixture
 def unfused() -> Iterator[None]:
     """torch's own encoder, where it is not rewritten, computes in one fused op, which rounds differently."""
     torch.backends.mha.set_fastpath_enabled(False)
@@ -45,13 +44,15 @@ def unfused() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(True)
 
 
+@pytest.mark.usefixtures("unfused")
 @pytest.mark.parametrize("name", WITH_ATTENTION)
 def test_output_is_the_base_s_at_initialisation(name: str) -> None:
-    model = zoo.build(name)
+    # Frozen, as ours is: torch's own attention rounds differently where a weight requires gradients.
+    model = zoo.build(name).requires_grad_(False)
     tuned = compile(model, IDENTICAL)
     for size in ((2, 7), (3, 9)):
         inputs = zoo.inputs(name, *size)
-        with torch.no_grad(), unfused():
+        with torch.no_grad():
             assert torch.equal(main_output(tuned(**inputs)), main_output(model(**inputs)))
 
 
@@ -59,6 +60,7 @@ def test_output_is_the_base_s_at_initialisation(name: str) -> None:
 def test_only_insertions_learn_and_all_of_them_do(name: str) -> None:
     model = zoo.build(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
+    required = [parameter.requires_grad for parameter in model.parameters()]
     tuned = compile(model, SENTENCE).train()
     stir(tuned)
     learning = {key: parameter for key, parameter in tuned.named_parameters() if parameter.requires_grad}
@@ -76,7 +78,8 @@ def test_only_insertions_learn_and_all_of_them_do(name: str) -> None:
         optimiser.step()
     assert all(not torch.equal(started[key], parameter) for key, parameter in learning.items())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == required
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -117,7 +120,10 @@ def by_cache(tuned: nn.Module, name: str, inputs: dict[str, Any]) -> tuple[Tenso
 def test_copies_pickles_and_moves_keep_the_function(name: str) -> None:
     tuned = compile(zoo.build(name), SENTENCE)
     stir(tuned)
-    inputs = zoo.inputs(name)
+    # Without padding: in double precision BLOOM itself gives NaN for a query that sees no key.
+    inputs = {
+        key: torch.ones_like(v) if key == "attention_mask" else v for key, v in zoo.inputs(name).items()
+    }
     with torch.no_grad():
         expected = main_output(tuned(**inputs))
         for other in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
@@ -225,7 +231,7 @@ def test_a_model_that_cannot_run_says_so() -> None:
         find_sites(Stubborn())
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("name", ["llama", "bert", "vit"])
 def test_plans_on_the_meta_device_are_those_of_the_real_model(name: str) -> None:
     model = zoo.build(name)
     assert plan(copy.deepcopy(model).to("meta"), SENTENCE).to_json() == plan(model, SENTENCE).to_json()

@@ -185,8 +185,8 @@ def _follow(graph: Graph, way: list[Node], ends: tuple[Node, Any], value: Node, 
             continue
         if op_name(node) in ("amax", "max", "values", "getattr", "logsumexp"):
             continue  # a summary of the row, the same for every column: it is used, not followed
-        others = [operand for operand in node.all_input_nodes if operand is not carriers[0]]
-        shifts_row = bool(others) and all(operand in way for operand in others)
+        others = [operand for operand in node.all_input_nodes if operand is not carriers[0] and "shape" in operand.meta]
+        shifts_row = op_name(node) in _ADDITIVE and bool(others) and all(operand in way for operand in others)
         if op_name(node) in skip and not shifts_row:
             stands_for[node] = stands_for[carriers[0]]
         else:
