@@ -5,12 +5,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from peft_compiler.planning.binding import Binding, counted
-from peft_compiler.site import Site, Tower
+from peft_compiler.site import SHORT_NAMES, Site, Tower
 from peft_compiler.spec import Rule, Where
 from peft_compiler.spec.layers import depth_needed
 from peft_compiler.spec.paths import is_expression, path_matches
 from peft_compiler.spec.select import Depths, depths_of, roles_of, rule_criteria, selected
-from peft_compiler.spec.terms import TERMS, one_of
+from peft_compiler.spec.terms import TERMS, did_you_mean, one_of
 from peft_compiler.spec.write import quoted, selector_sentence
 
 
@@ -116,8 +116,10 @@ def _path_hint(pattern: str, sites: tuple[Site, ...]) -> str:
     pieces = [close[0] if close else piece for piece, close in zip(pattern.split("."), plain, strict=True)]
     for meant in (f"**.{pattern}", ".".join(pieces), "**." + ".".join(pieces)):
         if any(path_matches(meant, path) for path in paths):
-            return f"no module is at {quoted(pattern)}; did you mean {quoted(meant)}?"
-    return f"no module is at {quoted(pattern)}; there is, for example, {quoted(max(paths, default=''))}"
+            return f"no place is at {quoted(pattern)}; did you mean {quoted(meant)}?"
+    role = did_you_mean(pattern, tuple(SHORT_NAMES))
+    example = f"; there is, for example, {quoted(max(paths))}" if paths else ""
+    return f"no place is at {quoted(pattern)}{role or example}"
 
 
 def _unbound_parts(binding: Binding, sites: tuple[Site, ...], depths: Depths) -> Iterator[str]:

@@ -51,14 +51,14 @@ def _names_a_file(text: str) -> bool:
     if "\n" in text or ";" in text or "\0" in text:
         return False
     try:
-        return Path(text).suffix in READERS or Path(text).is_file()
+        return Path(text).suffix.lower() in READERS or Path(text).is_file()
     except OSError:  # A sentence may be longer than the name of a file.
         return False
 
 
 def _file(path: Path) -> Document:
     name = str(path)
-    read = READERS.get(path.suffix)
+    read = READERS.get(path.suffix.lower())
     if read is None:
         raise SpecError(f"{name} is no spec file: expected a name that ends in {', '.join(READERS)}")
     if not path.is_file():

@@ -54,24 +54,34 @@ MISFITS = {
     'lora at "attention"': f"""
         rule 1 (lora) finds no place
           places left: 26 for lora, 0 at "attention"
-          no module is at "attention"; did you mean "**.attention"?
+          no place is at "attention"; did you mean "**.attention"?
           {FOR_LORA}""",
     'lora at "model.layer.*.mpl"': f"""
         rule 1 (lora) finds no place
           places left: 26 for lora, 0 at "model.layer.*.mpl"
-          no module is at "model.layer.*.mpl"; did you mean "model.layers.*.mlp"?
+          no place is at "model.layer.*.mpl"; did you mean "model.layers.*.mlp"?
           {FOR_LORA}""",
     'train "lm_haed"': """
         `train lm_haed` finds no place
           places left: 6 for trained copy, 0 at "lm_haed"
-          no module is at "lm_haed"; did you mean "lm_head"?
+          no place is at "lm_haed"; did you mean "lm_head"?
+          this model has 1 embedding, 4 norm, 1 head""",
+    'train "noram"': """
+        `train noram` finds no place
+          places left: 6 for trained copy, 0 at "noram"
+          no place is at "noram"; did you mean "**.norm"?
+          this model has 1 embedding, 4 norm, 1 head""",
+    'train "haed"': """
+        `train haed` finds no place
+          places left: 6 for trained copy, 0 at "haed"
+          no place is at "haed"; did you mean 'head'?
           this model has 1 embedding, 4 norm, 1 head""",
     "lora on q, k except layers 2 in encoder": """
         rule 1 (lora) names tower encoder, which this model lacks
           it has no towers to choose from""",
     'lora on q except "model.layers.7"': """
         rule 1 (lora) excludes nothing by `except "model.layers.7"`; leave it out or mend it
-          no module is at "model.layers.7"; there is, for example, "model.layers.3.norm\"""",
+          no place is at "model.layers.7"; there is, for example, "model.layers.3.norm\"""",
     "lora on (q of layers 0) or (up in self attention)": """
         rule 1 (lora) selects nothing in (up in self attention); leave it out or mend it""",
     'lora on q, up of type "Linear" in self attention': """

@@ -31,6 +31,7 @@ CHOICES = {
     "lora on q,v except q of layers 0": (BOTH, 25),
     'lora at "encoder.layers.0"': (BOTH, 6),
     'lora at "**.mlp"': (BOTH, 20),
+    'lora at "encoder.*.mlp"': (BOTH, 0),
     'lora on up at "/layers.[12]/"': (BOTH, 4),
     'adapter of type "Bl?ck"': (BOTH, 24),
     "lora on (q of layers 0) or (up)": (BOTH, 13),
