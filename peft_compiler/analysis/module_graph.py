@@ -119,4 +119,3 @@ def parent(path: str) -> str:
     ('layers.0', '')
     """
     return path.rpartition(".")[0]
-

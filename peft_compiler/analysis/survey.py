@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from torch import fx
@@ -189,7 +190,7 @@ def _anchor(node: fx.Node) -> Anchor:
 
 
 def _way(start: str, nodes: Iterable[fx.Node]) -> str:
-    steps = [kind(node) for node in nodes if kind(node) != "output"]
+    steps = [step for step, _ in groupby(kind(node) for node in nodes if kind(node) != "output")]
     if len(steps) > _MOST_STEPS_TOLD:
         steps = [*steps[: _MOST_STEPS_TOLD // 2], "…", *steps[-_MOST_STEPS_TOLD // 2 :]]
     return " → ".join([start, *steps, ""]).rstrip()

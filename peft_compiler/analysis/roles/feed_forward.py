@@ -77,9 +77,10 @@ def _as_branch(
     if not inner.linears:
         return None
     way = ends.way(down)
-    if _mixes_positions(flow, linear, inner):
+    mixing = _mixing(flow, linear, inner)
+    if mixing:
         inputs = _first_linears(flow, residual, linear.data)
-        parts = [Part(Role.MIXER_INPUT, entry, None, ()) for entry in inputs]
+        parts = [Part(Role.MIXER_INPUT, entry, None, mixing) for entry in inputs]
         return Branch(Role.MIXER, (Part(Role.MIXER_OUTPUT, linear, None, way), *parts), down)
     if any(node in residuals for node in inner.passed) or not _is_nonlinear(inner):
         return None
@@ -89,18 +90,15 @@ def _as_branch(
     return Branch(Role.FEED_FORWARD, (Part(Role.DOWN, linear, None, way), *parts), down)
 
 
-def _mixes_positions(flow: Dataflow, down: Linear, inner: Behind) -> bool:
-    """Whether a position may learn of others between the projections, or in one of them."""
-    between = inner.passed | inner.stops
-    if any(kind(node) in MIXES or node in flow.products for node in between):
-        return True
-    weights = [down.weight, *(flow.linears[node].weight for node in inner.linears)]
-    kernels = [
-        fact(weight).shape[2:]
-        for weight, node in zip(weights, (down.node, *inner.linears), strict=True)
-        if kind(node) in CONVOLUTIONS
-    ]
-    return any(size > 1 for kernel in kernels for size in kernel)
+def _mixing(flow: Dataflow, down: Linear, inner: Behind) -> tuple[fx.Node, ...]:
+    """Returns the ops by which a position may learn of others, between the projections or in one of them."""
+    between = [node for node in inner.passed | inner.stops if kind(node) in MIXES or node in flow.products]
+    wide = [node for node in (down.node, *inner.linears) if _is_wide_convolution(flow.linears[node])]
+    return tuple(sorted((*between, *wide), key=lambda node: fact(node).order))
+
+
+def _is_wide_convolution(linear: Linear) -> bool:
+    return kind(linear.node) in CONVOLUTIONS and any(size > 1 for size in fact(linear.weight).shape[2:])
 
 
 def _is_nonlinear(found: Behind) -> bool:

@@ -122,8 +122,21 @@ def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
             if fact(linear.weight).shape[_other(out_axis, linear)] != shape[-3 - axis]:
                 return None
             rows = _rows_of(arrived, shape[axis]) if region else None
+            if rows is not None and not _covers_all_rows(flow, parameter, axis):
+                return None
             return Layout(parameter, form, shape[-3 - axis], shape[axis], rows)
     return None
+
+
+def _covers_all_rows(flow: Dataflow, parameter: fx.Node, axis: int) -> bool:
+    """Whether every row is in a slice that is used; if not, more of them may be another time, as experts are."""
+    shape = fact(parameter).shape
+    found: set[int] = set()
+    for linear in flow.uses[parameter]:
+        arrived = _follow(parameter, len(shape) + axis, linear.weight, _between(parameter, linear.weight))
+        rows = _rows_of(arrived, shape[axis])
+        found.update(range(shape[axis]) if rows is None else rows)
+    return len(found) == shape[axis]
 
 
 def _other(out_axis: int, linear: Linear) -> int:

@@ -59,6 +59,15 @@ class Dataflow:
     products: Mapping[fx.Node, tuple[fx.Node, fx.Node]]
 
     @cached_property
+    def uses(self) -> Mapping[fx.Node, tuple[Linear, ...]]:
+        """The linears whose weight derives from each parameter."""
+        found: dict[fx.Node, list[Linear]] = {}
+        for linear in self.linears.values():
+            for base in self.taint.bases[linear.weight]:
+                found.setdefault(base, []).append(linear)
+        return {base: tuple(linears) for base, linears in found.items()}
+
+    @cached_property
     def active_inputs(self) -> Mapping[fx.Node, tuple[fx.Node, ...]]:
         """The activations that each activation was computed from."""
         active = self.taint.activations
