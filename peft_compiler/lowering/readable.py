@@ -5,8 +5,14 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-_OURS = re.compile(r"\bpeft_compiler_lowering_(guards|prompted|rows|extend_attention|values)_")
-_FREEING = re.compile(r";  [\w = ]+ = None$", re.MULTILINE)
+_SHORTER = (
+    (re.compile(r";  [\w = ]+ = None$", re.MULTILINE), ""),
+    (re.compile(r"^( +)\w+ = (peft_compiler_lowering_guards_)", re.MULTILINE), r"\1\2"),
+    (re.compile(r"\bpeft_compiler_lowering_(guards|prompted|rows|extend_attention|values)_"), "pc."),
+    (re.compile(r"\b(transformers|torch)_(\w+?_)*(?=[A-Z])"), ""),
+    (re.compile(r"\btorch\._C\._nn\."), "functional."),
+)
+"""Generated code frees each value after its last use and spells names out: right to run, tiring to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +46,7 @@ def _text(group: list[Section]) -> str:
     where = group[0].path or "the model itself"
     if len(group) > 1:
         where += f" and {len(group) - 1} more, to {group[-1].path}"
-    # Generated code frees each value after its last use and spells names out: right to run, tiring to read.
-    return f"# {group[0].title}: {where}\n" + _OURS.sub("", _FREEING.sub("", group[0].code.strip()))
+    code = group[0].code.strip()
+    for pattern, short in _SHORTER:
+        code = pattern.sub(short, code)
+    return f"# {group[0].title}: {where}\n{code}"

@@ -183,10 +183,7 @@ class LocalTracer(TorchFunctionMode):
             with self:
                 return _OPENED[func](*args, **kwargs)
         if name == "__get__":
-            attribute = func.__self__.__name__
-            return (
-                getattr(args[0], attribute) if attribute in _FACTS else self.call(getattr, args[0], attribute)
-            )
+            return self._read(args[0], func.__self__.__name__)
         if name == "__set__":
             return self.call(setattr, args[0], func.__self__.__name__, args[1])
         if name in _FACTS:
