@@ -129,7 +129,7 @@ def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
 
 
 def _covers_all_rows(flow: Dataflow, parameter: fx.Node, axis: int) -> bool:
-    """Whether every row is in a slice that is used; if not, more of them may be another time, as experts are."""
+    """Whether every row is in a slice that is used; if not, others may be used at other times."""
     shape = fact(parameter).shape
     found: set[int] = set()
     for linear in flow.uses[parameter]:
