@@ -11,19 +11,19 @@ from peft_compiler.demo import texts
 from peft_compiler.demo.task import Batch, Task
 from peft_compiler.demo.weights import decoder
 
-LENGTH = 96
+LENGTH = 64
 """Tokens of each abstract that are read: the demo is to end in minutes."""
 
 
 def abstracts(seed: int = 0) -> Task:
-    """Returns the task: SmolLM2-135M, the starts of 100 abstracts, the loss on 50 others."""
+    """Returns the task: SmolLM2-135M, the starts of 100 abstracts, the loss on 24 others."""
     base, tokenizer = decoder()
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
     def inputs(split: str) -> list[dict[str, Any]]:
         return [dict(tokenizer(text, truncation=True, max_length=LENGTH)) for text in texts.abstracts(split)]
 
-    train_inputs, test_inputs = inputs("train"), inputs("val")
+    train_inputs, test_inputs = inputs("train"), inputs("val")[:24]
     test_batches = [
         dict(collate(test_inputs[start : start + 10])) for start in range(0, len(test_inputs), 10)
     ]
@@ -37,7 +37,7 @@ def abstracts(seed: int = 0) -> Task:
         score=lambda model: loss(model, test_batches),
         measure=f"loss on {len(test_inputs)} other abstracts (less is better)",
         references={"base model": loss(base, test_batches)},
-        training={"max_steps": 24, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "seed": seed},
+        training={"max_steps": 12, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "seed": seed},
     )
 
 

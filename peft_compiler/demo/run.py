@@ -29,15 +29,15 @@ def run(task: Task, console: Console, seed: int = 0) -> bool:
 
     heading(console, "plan", task.spec)
     plan = make_plan(base, task.spec, task.batch)
-    console.print(str(plan), highlight=False)
+    show(console, str(plan))
 
     tuned = compile_model(base, task.spec, task.batch, seed=seed)
     heading(console, "a rewritten block")
-    console.print(rewritten_code(tuned, plan), highlight=False, markup=False)
+    show(console, rewritten_code(tuned, plan))
 
     report = verify(tuned)
     heading(console, "verified before training")
-    console.print(str(report), highlight=False)
+    show(console, str(report))
 
     before = task.score(tuned)
     heading(console, "training")
@@ -58,13 +58,18 @@ def run(task: Task, console: Console, seed: int = 0) -> bool:
             "every promise holds after training": verify(tuned).ok,
         }
     for promise, holds in held.items():
-        console.print(f"{'✓' if holds else '✗'} {promise}", highlight=False)
+        show(console, f"{'✓' if holds else '✗'} {promise}")
     return report.ok and all(held.values())
 
 
 def heading(console: Console, title: str, remark: str = "") -> None:
     """Prints what comes next."""
     console.print(f"\n[bold]{title}[/bold]" + (f": {remark}" if remark else ""), highlight=False)
+
+
+def show(console: Console, text: str) -> None:
+    """Prints text as it is: lines are for the terminal to wrap."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def digests(model: nn.Module) -> dict[str, str]:
