@@ -70,7 +70,8 @@ def _planned(model: nn.Module, spec: Source, example_inputs: Any) -> tuple[Modul
     read = read_spec(spec)
     if is_compiled(model):
         raise PlanError(
-            f"this {type(model).__name__} is compiled already; compile its base once, with one spec that holds every rule"
+            f"this {type(model).__name__} is compiled already; "
+            "compile its base once, with one spec that holds every rule"
         )
     graph = capture(model, example_inputs)
     size = sum(parameter.numel() for parameter in model.parameters())

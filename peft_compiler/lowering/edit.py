@@ -24,5 +24,5 @@ class Edit:
     def around(self) -> bool:
         """Whether it joins the host as a whole, whatever the host's forward does inside."""
         if isinstance(self.place, Projection):
-            return self.place.anchor is None
+            return self.place.anchor is None and self.wiring is not Wiring.ON_WEIGHT
         return isinstance(self.place, Whole)

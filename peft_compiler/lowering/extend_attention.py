@@ -57,16 +57,17 @@ def core_node(graph: Graph, anchor: Anchor) -> Node:
     attention implementation says; both come from one instruction of the forward.
     """
     cores = [node for node in graph.nodes if node.meta.get("anchor") and node.meta["anchor"].op in _CORES]
-    for same in (
-        lambda found: found == anchor,
-        lambda found: found.frames[:1] == anchor.frames[:1],
-        lambda found: found.frames[0][0] == anchor.frames[0][0],
-    ):
-        hits = [node for node in cores if same(node.meta["anchor"])]
+    identities: tuple[Callable[[Anchor], object], ...] = (
+        lambda found: found,
+        lambda found: found.frames[:1],
+        lambda found: found.frames[0][0],
+    )
+    for identity in identities:
+        hits = [node for node in cores if identity(node.meta["anchor"]) == identity(anchor)]
         if len(hits) == 1:
             return hits[0]
     raise LoweringError(
-        f"expected one attention (an op {' or '.join(_CORES)}) at {anchor.frames[0][0]} in the forward, found {len(cores)}"
+        f"expected one attention (an op {' or '.join(_CORES)}) at {anchor.frames[0][0]}, found {len(cores)}"
     )
 
 
@@ -172,7 +173,7 @@ def _reach(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
 
 
 def _follow(graph: Graph, way: list[Node], ends: tuple[Node, Any], value: Node, skip: frozenset[str]) -> Node:
-    """Sends `value` along a copy of `way`, which leads from one of `ends` to the other, without the ops of `skip`.
+    """Sends `value` along a copy of `way`, from one of `ends` to the other, without ops of `skip`.
 
     An op of `skip` stays nevertheless when all it takes comes from `origin` (as in x - max(x)),
     since it then shifts every column alike.
@@ -185,7 +186,8 @@ def _follow(graph: Graph, way: list[Node], ends: tuple[Node, Any], value: Node, 
             continue
         if op_name(node) in ("amax", "max", "values", "getattr", "logsumexp"):
             continue  # a summary of the row, the same for every column: it is used, not followed
-        others = [operand for operand in node.all_input_nodes if operand is not carriers[0] and "shape" in operand.meta]
+        tensors = [operand for operand in node.all_input_nodes if "shape" in operand.meta]
+        others = [operand for operand in tensors if operand is not carriers[0]]
         shifts_row = op_name(node) in _ADDITIVE and bool(others) and all(operand in way for operand in others)
         if op_name(node) in skip and not shifts_row:
             stands_for[node] = stands_for[carriers[0]]

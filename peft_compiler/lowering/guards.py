@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from peft_compiler.errors import LoweringError
 
 
-class GuardFailed(Exception):
+class GuardFailed(Exception):  # noqa: N818  (a signal, not an error)
     """This variant does not fit the call; another one will."""
 
 

@@ -15,6 +15,7 @@ from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
 from peft_compiler.lowering.signature import nearest_config
+from peft_compiler.methods import Wiring
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
 
 
@@ -54,18 +55,19 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def base_of(compiled: nn.Module) -> nn.Module:
-    """Returns a plain model of the original classes, without insertions, on the compiled model's own weights."""
+    """Returns a plain model of the original classes, without insertions, on the same weights."""
     base = shared_copy(compiled)
     base.__dict__.pop("compilation", None)
     for module in list(base.modules()):
         if isinstance(module, Rewritten):
-            module._modules.pop(NAMESPACE, None)
+            if NAMESPACE in dict(module.named_children()):
+                delattr(module, NAMESPACE)
             restore(module)
     return base
 
 
 def digests_of(model: nn.Module) -> dict[str, str]:
-    """Returns the digest of each parameter and buffer of the base, by name; none for a model without weights."""
+    """Returns the digest of each parameter and buffer of the base, by name; none on the meta device."""
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     return {
         name: digest(tensor)
@@ -99,17 +101,15 @@ def _insert(compiled: nn.Module, path: str, insertions: list[Insertion], seed: i
         inserted[insertion.name] = module.to(*_home_of(host, compiled))
     inserted.train(host.training)
     edits = tuple(Edit(insertion.name, insertion.wiring, insertion.site.place) for insertion in insertions)
-    around = {edit.around for edit in edits}
-    if len(around) > 1:
-        raise LoweringError(f"{path}: {type(host).__name__} would be rewritten both inside and as a whole")
-    rewrite(
-        host, edits, nearest_config(compiled, path), Flavour.AROUND if around == {True} else Flavour.INSIDE
-    )
+    flavour = Flavour.AROUND if all(edit.around for edit in edits) else Flavour.INSIDE
+    if flavour is Flavour.INSIDE and any(edit.wiring is Wiring.REPLACE for edit in edits):
+        raise LoweringError(f"{path}: {type(host).__name__} would be both rewritten inside and replaced")
+    rewrite(host, edits, nearest_config(compiled, path), flavour)
     host.add_module(NAMESPACE, inserted)
 
 
 def _rewrite_fused_ancestors(compiled: nn.Module) -> None:
-    """torch's own composite modules read their children's weights in a fast path; traced, they call their children."""
+    """torch's own composite modules read children's weights in a fast path; traced, they call them."""
     for path, module in list(compiled.named_modules()):
         fused = type(module).__module__.startswith("torch.nn.modules.") and _calls_more_than_children(module)
         if (
@@ -140,7 +140,7 @@ def generator_for(path: str, seed: int) -> torch.Generator:
 
 
 def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Returns where inserted parameters live, and their dtype: the host's, or float32 where its weights are quantised."""
+    """Returns where inserted parameters live, and their dtype: the host's, or float32 for a quantised one."""
     nearest = next(chain(host.parameters(), host.buffers(), compiled.parameters()))
     weight = next(chain(host.parameters(), compiled.parameters()))
     quantised = not weight.dtype.is_floating_point or weight.element_size() == 1

@@ -15,12 +15,13 @@ Prompts = tuple[tuple[Tensor, Tensor], ...]
 
 
 def join_prompts(prompts: Prompts, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns keys (heads, n, key_width) and values (heads, n, value_width) of all `prompts`, the last one first.
+    """Returns keys (heads, n, key_width) and values (heads, n, value_width) of all `prompts`, the last first.
 
     Under grouped-query attention each prompt head serves as many heads as the group has.
     """
-    keys = torch.cat([keys for keys, _ in reversed(prompts)], 1) if len(prompts) > 1 else prompts[0][0]
-    values = torch.cat([values for _, values in reversed(prompts)], 1) if len(prompts) > 1 else prompts[0][1]
+    keys, values = prompts[-1]
+    for more_keys, more_values in reversed(prompts[:-1]):
+        keys, values = torch.cat([keys, more_keys], 1), torch.cat([values, more_values], 1)
     group = heads // keys.shape[0]
     if group > 1:
         keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
@@ -28,7 +29,7 @@ def join_prompts(prompts: Prompts, heads: int, like: Tensor) -> tuple[Tensor, Te
 
 
 def prompt_bias(bias: Tensor, learned: bool) -> Tensor:
-    """Returns what is added to the scores of prompts, (..., queries, 1), next to an additive `bias` (..., queries, keys).
+    """Returns what is added to prompts' scores, (..., queries, 1), next to a `bias` (..., queries, keys).
 
     A prompt has no position. Where the bias is learned or depends on the content (T5,
     DeBERTa) that means 0. A fixed one (ALiBi) is defined only up to a shift of each query's
@@ -78,7 +79,10 @@ def _extended(mask: Tensor, length: int, keys: int, learned: bool) -> Tensor:
 
 
 def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float = 1.0) -> Tensor:
-    """Returns the scores of prompts, (batch, heads, queries, n), for a query (batch, heads, queries, width) or one with both flat."""
+    """Returns the scores of prompts, (batch, heads, queries, n).
+
+    The query is (batch, heads, queries, width), or has its first two axes flattened.
+    """
     query = query if query.dim() == 4 else query.unflatten(0, (-1, heads))
     return (query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)) * factor
 

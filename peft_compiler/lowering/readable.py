@@ -33,7 +33,7 @@ class Section:
 
 
 def readable(sections: Iterable[Section]) -> str:
-    """Returns the code of all `sections`; modules that were rewritten alike appear once, under all their paths."""
+    """Returns the code of all `sections`; modules that were rewritten alike appear once."""
     ordered = list(sections)
     first = {section.alike: index for index, section in reversed(list(enumerate(ordered)))}
     grouped = groupby(

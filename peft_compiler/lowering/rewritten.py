@@ -82,7 +82,7 @@ class Rewritten(GraphModule):
         return cls.original(*args, **kwargs)
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> Graph:  # pyright: ignore[reportIncompatibleMethodOverride]  (not to be set)
         """The graph of the newest signature. To change it, change the spec and compile again."""
         return self._newest().graph
 
@@ -173,7 +173,8 @@ def freeze_statistics(root: nn.Module) -> None:
 def restore(module: Rewritten) -> None:
     """Gives a rewritten module its original class back, in place."""
     del module.__dict__["rewriting"]
-    module.__class__ = module.original
+    plain: nn.Module = module
+    plain.__class__ = module.original
 
 
 def _blank(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> nn.Module:
@@ -201,15 +202,16 @@ def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, 
         own["forward"] = own["fixed"].run
     if flavour is Flavour.INSIDE:
         own["forward"] = _dispatching(original)
-    return type(original)(original.__name__, (Rewritten, original), inherited | own)
+    metaclass: Any = type(original)
+    return metaclass(original.__name__, (Rewritten, original), inherited | own)
 
 
 def fixed_variant(original: type[nn.Module], edits: tuple[Edit, ...]) -> Variant:
-    """Returns the graph of a module that insertions join as a whole: its host's forward, and `edits` around it."""
+    """Returns the graph of a module that insertions join as a whole: the host's forward, `edits` around."""
     graph = Graph()
-    graph._graph_namespace.create_name("self", None)
+    graph._graph_namespace.create_name("self", None)  # pyright: ignore[reportPrivateUsage]
     positional: list[Node] = []
-    keywords: dict[str, Node] = {}
+    keywords: dict[str, Any] = {}
     for parameter in list(inspect.signature(original.forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue  # a projection has nothing to do with more than its named arguments
@@ -258,16 +260,17 @@ def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:
     return forward
 
 
-@torch.compiler.disable
-def trace_variant(
-    module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Variant:
+def _traced(module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
     """Traces the original forward for this call, applies the edits and keeps the result."""
     tracer = LocalTracer(module)
     graph = tracer.trace(module.original.forward, args, kwargs)
     variant = finished(graph, module.rewriting.edits, tuple(tracer.arguments))
     module.rewriting.variants.setdefault(signature, []).insert(0, variant)
     return variant
+
+
+# Compiled code that meets a new signature leaves for it: a tracer cannot be traced.
+trace_variant: Callable[..., Variant] = torch.compiler.disable(_traced)
 
 
 def finished(graph: Graph, edits: tuple[Edit, ...], arguments: tuple[int | str, ...]) -> Variant:

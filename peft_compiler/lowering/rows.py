@@ -7,7 +7,7 @@ from peft_compiler.site import Rows
 
 
 def on_rows(delta: Tensor, runs: tuple[tuple[int, int], ...], total: int) -> Tensor:
-    """Returns a tensor (..., total) that holds `delta` (..., rows) at the rows of `runs` and zero elsewhere."""
+    """Returns a tensor (..., total) with `delta` (..., rows) at the rows of `runs` and zero elsewhere."""
     rows = Rows(runs, total)
     start, length = runs[0]
     if len(runs) == 1:

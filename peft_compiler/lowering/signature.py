@@ -35,7 +35,7 @@ def kind_of(value: Any) -> Any:
         return value
     kind = type(value)
     if issubclass(kind, Tensor):
-        # Forwards branch on "one token or more" after they wrote to a cache, when it is too late to start anew.
+        # Forwards branch on "one token or more" after a write to a cache, when it is too late to start anew.
         return Tensor, value.dtype, *[size == 1 for size in value.shape]
     if kind is str:
         return value

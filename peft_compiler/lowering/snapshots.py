@@ -1,7 +1,7 @@
 """Copies of what a forward may change, so that it can be run once more for tracing."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -62,7 +62,7 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 @contextmanager
-def preserved(module: nn.Module) -> Iterator[None]:
+def preserved(module: nn.Module) -> Generator[None]:
     """Restores the buffers of `module` and the random state at the end."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     device = next((p.device for p in module.parameters()), torch.device("cpu"))

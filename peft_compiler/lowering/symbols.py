@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Symbol:
-    """A value and its node. Its subclasses are told apart by what torch's argument parser must take them for."""
+    """A value and its node. Subclasses differ in what torch's argument parser must take them for."""
 
     node: Node
     value: Any
@@ -99,6 +99,7 @@ class Method:
         self.symbol, self.name = symbol, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Records the call and returns what the forward sees of its result."""
         return self.symbol.tracer.call_method(self.name, self.symbol, *args, **kwargs)
 
 

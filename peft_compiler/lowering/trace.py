@@ -10,10 +10,9 @@ instructions in both.
 import functools
 import inspect
 import operator
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FunctionType, MappingProxyType
 from typing import Any
@@ -68,13 +67,17 @@ _VARIABLE = frozenset({"unbind", "split", "tensor_split", "nonzero"})
 _LOCK = threading.RLock()
 
 
+def _never(*_: object) -> bool:
+    return False
+
+
 def _undispatched(function: FunctionType) -> FunctionType:
     """Returns `function` without its own hand-over to function modes, so that what it calls is seen.
 
     It runs the same code object, so the chain of instructions stays the same.
     """
     asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    namespace = {**function.__globals__, **dict.fromkeys(asks, lambda *_: False)}
+    namespace = {**function.__globals__, **dict.fromkeys(asks, _never)}
     opened = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
     opened.__kwdefaults__ = function.__kwdefaults__
     return opened
@@ -105,7 +108,8 @@ class LocalTracer(TorchFunctionMode):
         super().__init__()
         self.root = root
         self.graph = Graph()
-        self.graph._graph_namespace.create_name("self", None)  # a child of that name would shadow the root
+        # A child of that name would shadow the root.
+        self.graph._graph_namespace.create_name("self", None)  # pyright: ignore[reportPrivateUsage]
         self.arguments: list[int | str] = []
         self.values = ValueMap(self.graph, root, self)
         self.outer_storages = {_storage(tensor) for _, tensor in tensors_of(root)}
@@ -146,7 +150,7 @@ class LocalTracer(TorchFunctionMode):
         return self.graph.placeholder(name)
 
     @contextmanager
-    def _children_as_leaves(self) -> Iterator[None]:
+    def _children_as_leaves(self) -> Generator[None]:
         """While it lasts, a call of any module below the root becomes one node."""
         children = [(name, module) for name, module in self.root.named_modules() if module is not self.root]
         before = [(module, module.__dict__.get("_compiled_call_impl")) for _, module in children]
@@ -164,7 +168,7 @@ class LocalTracer(TorchFunctionMode):
     def _call_child(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the call of a child. Hooks stay outside: they fire when the graph is run."""
         if threading.get_ident() != self.thread:
-            return module._call_impl(*args, **kwargs)
+            return module._call_impl(*args, **kwargs)  # pyright: ignore[reportPrivateUsage]
         if self.suspended:
             return module.forward(*args, **kwargs)
         node = self.graph.call_module(name, *self.values.node_of((args, kwargs)))
@@ -217,7 +221,7 @@ class LocalTracer(TorchFunctionMode):
             node = self.graph.call_function(_OPERATORS[name], nodes)
         else:
             node = self.graph.call_method(name, nodes, keywords)
-        frames, op = call_chain(sys._getframe(1), _STOP), op_name(func)
+        frames, op = call_chain(inspect.currentframe(), _STOP), op_name(func)
         node.meta["anchor"] = Anchor(frames, op, self.occurrences[frames, op])
         self.occurrences[frames, op] += 1
         self._note_change(name, args, kwargs)
@@ -292,7 +296,7 @@ def _regions() -> tuple[object, ...]:
 
 def _storage(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
     except NotImplementedError:  # some subclasses have no storage of their own
         return id(tensor)
 

@@ -33,6 +33,7 @@ class Constant:
         self.__module__ = __name__
 
     def __call__(self) -> object:
+        """Returns the object."""
         return self.value
 
 
@@ -104,7 +105,7 @@ class ValueMap:
         return self.sizes_of[node]
 
     def node_of(self, value: Any) -> Any:
-        """Returns `value` as an argument of a node: symbols and tensors become the nodes that compute them."""
+        """Returns `value` as an argument of a node: symbols and tensors become their nodes."""
         kind = type(value)
         if issubclass(kind, Symbol):
             return value.node
@@ -160,10 +161,10 @@ class ValueMap:
 def tensors_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields parameters, buffers and plain tensor attributes at or below `root`, by name."""
     for prefix, module in root.named_modules():
-        for store in (module._parameters, module._buffers, module.__dict__):
-            for name, value in store.items():
-                if isinstance(value, Tensor):
-                    yield f"{prefix}.{name}" if prefix else name, value
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, value in (*own, *vars(module).items()):
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}" if prefix else name, value
 
 
 def _rebuilt(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:

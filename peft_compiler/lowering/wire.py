@@ -38,8 +38,8 @@ def anchored(graph: Graph, anchor: Anchor | None) -> Node:
             return node
     assert anchor is not None
     raise LoweringError(
-        f"the forward did not come by the op {anchor.op} at {anchor.frames[-1][0]} where the plan joins an insertion; "
-        "it takes another way in this mode (such as another attention implementation): compile it in that mode"
+        f"the forward did not come by the op {anchor.op} at {anchor.frames[-1][0]}, where an insertion joins; "
+        "it takes another way in this mode, such as another attention implementation: compile it in that mode"
     )
 
 
@@ -61,9 +61,7 @@ def current(node: Node) -> Node:
 def wire_beside(graph: Graph, edit: Edit) -> None:
     """h(x) becomes h(x) + m(x), on the site's rows."""
     assert isinstance(edit.place, Projection)
-    op = anchored(graph, edit.place.anchor)
-    output = current(op)
-    data = op.args[1] if op.meta.get("host") else op.args[INPUT_OPERAND.get(op.meta["anchor"].op, 0)]
+    data, output = _applied(graph, edit.place)
     with graph.inserting_before(output.next):
         delta = inserted_call(graph, edit, data)
         if edit.place.rows is not None:
@@ -125,6 +123,17 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.EXTEND_KV: wire_extend_kv,
     Wiring.REPLACE: wire_replace,
 }
+
+
+def _applied(graph: Graph, place: Projection) -> tuple[Any, Node]:
+    """Returns what a projection is applied to, and what stands for its output after earlier edits."""
+    if place.anchor is None:
+        # The whole forward is the projection, whether it is one call of the host or its ops.
+        (output,) = graph.output_node().args
+        assert isinstance(output, Node)
+        return next(node for node in graph.nodes if node.op == "placeholder"), output
+    op = anchored(graph, place.anchor)
+    return op.args[INPUT_OPERAND.get(place.anchor.op, 0)], current(op)
 
 
 def _ancestors_after(old: Node, new: Node) -> set[Node]:

@@ -101,10 +101,9 @@ def test_every_container_is_traced_exactly(name: str, mode: str) -> None:
         try:
             graph = tracer.trace(type(module).forward, args, kwargs)
         except LoweringError as error:
-            assert MAKES_A_CACHE in str(
-                error
-            )  # a whole stack of blocks; no insertion stands in its own forward
-            continue
+            if MAKES_A_CACHE not in str(error):
+                raise
+            continue  # a whole stack of blocks; no insertion stands in its own forward
         seen.add(type(module).__name__)
         tidy(graph)
         graph.lint()
