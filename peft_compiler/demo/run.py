@@ -44,7 +44,7 @@ def run(task: Task, console: Console, seed: int = 0) -> bool:
     train(tuned, task, seed)
     after = task.score(tuned)
     heading(console, task.measure)
-    console.print(scores({**task.references, "compiled, untrained": before, "compiled, trained": after}))
+    console.print(scores({**task.references(), "compiled, untrained": before, "compiled, trained": after}))
 
     heading(console, "what was promised")
     with tempfile.TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ def sentiment(seed: int = 0) -> Task:
         batch=next(batches(test_inputs[:8])),
         score=lambda model: accuracy(model, batches(test_inputs)),
         measure=f"accuracy on {len(test):,} other sentences",
-        references={
+        references=lambda: {
             "majority class": max(praise, 1 - praise),
             "frozen encoder + logistic regression": logistic_regression(
                 sentence_vectors(base, batches(train_inputs)), sentence_vectors(base, batches(test_inputs))

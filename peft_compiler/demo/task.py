@@ -22,7 +22,7 @@ class Task:
         batch: One batch of texts that were not trained on.
         score: Returns how good a model is on texts that were not trained on.
         measure: What the score is, and which way is better.
-        references: What the score is compared with.
+        references: Returns what the score is compared with.
         training: Settings of the Trainer that differ from its defaults.
     """
 
@@ -34,5 +34,5 @@ class Task:
     batch: Batch
     score: Callable[[nn.Module], float]
     measure: str
-    references: Mapping[str, float]
+    references: Callable[[], Mapping[str, float]]
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
