@@ -103,12 +103,12 @@ def test_a_trained_copy_takes_the_place_of_what_it_copied() -> None:
 
 
 def test_a_bfloat16_weight_is_rounded_once() -> None:
-    inserted = LinearLoRA(torch.randn(4, 64), torch.randn(64, 4), 0.01).bfloat16()
+    inserted = LinearLoRA(torch.randn(4, 64), torch.randn(64, 4), 0.7).bfloat16()
     weight = torch.randn(64, 64).bfloat16()
-    exact = weight.double() + 0.01 * inserted.up.double() @ inserted.down.double()
+    exact = weight.double() + 0.7 * inserted.up.double() @ inserted.down.double()
     folded = fold(inserted, {"weight": weight})["weight"]
     assert folded.dtype == torch.bfloat16
-    assert (folded.double() - exact).abs().max() <= (exact.bfloat16().double() - exact).abs().max() * 1.01
+    assert (folded != exact.bfloat16()).float().mean() < 0.001
 
 
 def test_only_compiled_models_are_merged() -> None:

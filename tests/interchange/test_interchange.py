@@ -66,6 +66,7 @@ def test_what_is_loaded_is_what_was_saved(base: nn.Module, tuned: nn.Module, sav
     assert torch.equal(logits(loaded), logits(tuned))
     assert not torch.equal(logits(loaded), logits(base))
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+    assert all(parameter.requires_grad for parameter in base.parameters())
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == set(inserted_state(tuned))
 
 
@@ -270,14 +271,24 @@ def nothing(content: bytes) -> bytes:
     return b""
 
 
-@pytest.mark.parametrize("spoil", [cut_off, padded, huge_header, no_json, deep_json, nothing])
+@pytest.mark.parametrize(
+    ("spoil", "summary"),
+    [
+        (cut_off, "cut off or padded"),
+        (padded, "cut off or padded"),
+        (huge_header, "not a safetensors file"),
+        (no_json, "not a safetensors file"),
+        (deep_json, "not a safetensors file"),
+        (nothing, "not a safetensors file"),
+    ],
+)
 def test_a_bad_tensor_file_is_one_clear_error(
-    spoil: Callable[[bytes], bytes], base: nn.Module, folder: Path
+    spoil: Callable[[bytes], bytes], summary: str, base: nn.Module, folder: Path
 ) -> None:
     path = folder / "adapter.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
     error = refused(base, folder)
-    assert str(error).startswith(f"{path}: ")
+    assert str(error).startswith(f"{path}: {summary}\n")
     assert len(error.problems) == 1
 
 
