@@ -173,8 +173,7 @@ def freeze_statistics(root: nn.Module) -> None:
 def restore(module: Rewritten) -> None:
     """Gives a rewritten module its original class back, in place."""
     del module.__dict__["rewriting"]
-    plain: nn.Module = module
-    plain.__class__ = module.original
+    module.__class__ = module.original  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _blank(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> nn.Module:
@@ -250,12 +249,12 @@ def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:
         for variant in rewriting.variants.get(signature, ()):
             try:
                 return variant.run(
-                    self, *[args[a] if type(a) is int else kwargs[a] for a in variant.arguments]
+                    self, *[args[a] if isinstance(a, int) else kwargs[a] for a in variant.arguments]
                 )
             except GuardFailed:
                 continue
         variant = trace_variant(self, signature, args, kwargs)
-        return variant.run(self, *[args[a] if type(a) is int else kwargs[a] for a in variant.arguments])
+        return variant.run(self, *[args[a] if isinstance(a, int) else kwargs[a] for a in variant.arguments])
 
     return forward
 
@@ -270,7 +269,7 @@ def _traced(module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwarg
 
 
 # Compiled code that meets a new signature leaves for it: a tracer cannot be traced.
-trace_variant: Callable[..., Variant] = torch.compiler.disable(_traced)
+trace_variant: Callable[..., Variant] = torch.compiler.disable(_traced)  # pyright: ignore
 
 
 def finished(graph: Graph, edits: tuple[Edit, ...], arguments: tuple[int | str, ...]) -> Variant:

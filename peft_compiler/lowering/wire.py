@@ -38,7 +38,7 @@ def anchored(graph: Graph, anchor: Anchor | None) -> Node:
             return node
     assert anchor is not None
     raise LoweringError(
-        f"the forward did not come by the op {anchor.op} at {anchor.frames[-1][0]}, where an insertion joins; "
+        f"the forward did not come by the op {anchor.op} at {anchor.frames[-1][0]}, where one joins; "
         "it takes another way in this mode, such as another attention implementation: compile it in that mode"
     )
 
