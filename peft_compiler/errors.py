@@ -12,7 +12,8 @@ class PeftCompilerError(Exception):
 
     def __init__(self, summary: str, problems: Iterable[str] = ()) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n  ".join([summary, *(problem.replace("\n", "\n  ") for problem in self.problems)]))
+        indented = (problem.replace("\n", "\n  ") for problem in self.problems)
+        super().__init__("\n  ".join([summary, *indented]))
 
 
 class MethodError(PeftCompilerError):
