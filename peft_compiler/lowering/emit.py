@@ -45,7 +45,7 @@ def tidy(graph: Graph) -> None:
 def emit(graph: Graph) -> tuple[str, Callable[..., Any]]:
     """Returns the source of `graph` and the function `forward(self, ...)` that it defines."""
     emitted = graph.python_code("self")
-    source = emitted.src.replace(f"self.{ITSELF}", "self")
+    source = emitted.src.strip().replace(f"self.{ITSELF}", "self")
     namespace: dict[str, Any] = dict(emitted.globals)
     exec(compile(source, "<local graph>", "exec"), namespace)
     return source, namespace["forward"]
