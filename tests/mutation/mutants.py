@@ -25,7 +25,8 @@ class Mutant:
 CONTRACT = "methods/test_contract.py"
 VERIFY = "verifying/test_verify.py"
 COMPILING = "test_compiling.py"
-FILES = "interchange/test_interchange.py"
+SAVE = "interchange/test_save.py"
+LOAD = "interchange/test_load.py"
 MERGING = "test_merging.py"
 
 MUTANTS = (
@@ -111,7 +112,7 @@ MUTANTS = (
         "lowering/lower.py",
         "nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter",
         "parameter.requires_grad_(False)",
-        f"{FILES}::test_what_is_loaded_is_what_was_saved",
+        f"{LOAD}::test_what_is_loaded_is_what_was_saved",
     ),
     Mutant(
         "another rule changes no other initial value",
@@ -174,56 +175,56 @@ MUTANTS = (
         "interchange/save.py",
         "        old.rename(folder)\n        raise",
         "        raise",
-        f"{FILES}::test_a_failure_at_any_step_leaves_the_old_folder_or_none",
+        f"{SAVE}::test_a_failure_at_any_step_leaves_the_old_folder_or_none",
     ),
     Mutant(
         "a folder that holds something else is not overwritten",
         "interchange/save.py",
         "        if strangers:",
         "        if len(strangers) > 1:",
-        f"{FILES}::test_a_folder_that_holds_something_else_is_refused",
+        f"{SAVE}::test_a_folder_that_holds_something_else_is_refused",
     ),
     Mutant(
         "only inserted parameters are saved",
         "interchange/save.py",
         "for name, tensor in tuned.state_dict().items() if is_inserted(name)}",
         "for name, tensor in tuned.state_dict().items()}",
-        f"{FILES}::test_only_inserted_parameters_are_written",
+        f"{SAVE}::test_only_inserted_parameters_are_written",
     ),
     Mutant(
         "a base with other weights is refused",
         "interchange/load.py",
         ".weights != manifest.base.weights:",
         ".model != manifest.base.model:",
-        f"{FILES}::test_one_other_bit_in_the_base_is_refused",
+        f"{LOAD}::test_one_other_bit_in_the_base_is_refused",
     ),
     Mutant(
         "a base with another config is refused",
         "interchange/fingerprint.py",
         "            if mine != others:",
         "            if type(mine) is not type(others):",
-        f"{FILES}::test_another_base_is_refused_saying_what_differs",
+        f"{LOAD}::test_another_base_is_refused_saying_what_differs",
     ),
     Mutant(
         "a tensor that the plan does not have is refused",
         "interchange/load.py",
         "for name in header.keys() - expected.keys():",
         "for name in expected.keys() - expected.keys():",
-        f"{FILES}::test_all_wrong_tensors_are_named_at_once",
+        f"{LOAD}::test_all_wrong_tensors_are_named_at_once",
     ),
     Mutant(
         "a file that was cut off is refused",
         "interchange/load.py",
         "if 8 + length + end != size:",
         "if 8 + length + end < size:",
-        f"{FILES}::test_a_bad_tensor_file_is_one_clear_error",
+        f"{LOAD}::test_a_bad_tensor_file_is_one_clear_error",
     ),
     Mutant(
         "loading fills in the parameters",
         "interchange/load.py",
         "tensor.copy_(saved[name])",
         "saved[name].copy_(tensor)",
-        f"{FILES}::test_what_is_loaded_is_what_was_saved",
+        f"{LOAD}::test_what_is_loaded_is_what_was_saved",
     ),
     Mutant(
         "every bit of a tensor counts in its digest",
