@@ -20,6 +20,7 @@ _COMBINATIONS = (
     ("input_ids",),
     ("input_ids", "decoder_input_ids"),
     ("pixel_values",),
+    ("pixel_values_videos",),
     ("input_ids", "pixel_values"),
     ("input_ids", "pixel_values", "attention_mask"),
     ("input_features",),
@@ -100,14 +101,17 @@ def _of_config(model: nn.Module) -> Iterator[dict[str, Any]]:
         makers = {name: _MAKERS[name] for name in names if name in arguments and name in _MAKERS}
         chosen = {name: make(config, generator) for name, make in makers.items()}
         yield chosen
-        yield from _with_other_axes(chosen)
+        yield from _with_other_axes(chosen, config)
 
 
-def _with_other_axes(chosen: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yields the same inputs with one axis more, for videos and sets of images."""
-    images = chosen.get("pixel_values")
+def _with_other_axes(chosen: dict[str, Tensor], config: _Config) -> Iterator[dict[str, Tensor]]:
+    """Yields the same inputs with one axis more: videos, sets of images, sound of several channels."""
+    images, sound = chosen.get("pixel_values"), chosen.get("input_values")
     if images is not None and images.dim() == 4:
-        yield {**chosen, "pixel_values": images.unsqueeze(1)}
+        frames = config.number(1, "num_frames", "frames_per_clip")
+        yield {**chosen, "pixel_values": images.unsqueeze(1).repeat(1, frames, 1, 1, 1)}
+    if sound is not None and sound.dim() == 2:
+        yield {**chosen, "input_values": sound.unsqueeze(1)}
 
 
 def _tokens(config: _Config, generator: torch.Generator) -> Tensor:
@@ -140,6 +144,11 @@ def _images(config: _Config, generator: torch.Generator) -> Tensor:
     if not isinstance(size, (list, tuple)):
         size = (size, size) if isinstance(size, int) else (max(_SMALLEST_IMAGE, 224),) * 2
     return torch.randn(BATCH, channels, size[0], size[-1], generator=generator)
+
+
+def _videos(config: _Config, generator: torch.Generator) -> Tensor:
+    frames = config.number(2, "num_frames", "frames_per_clip")
+    return _images(config, generator).unsqueeze(1).repeat(1, frames, 1, 1, 1)
 
 
 def _spectrogram(config: _Config, generator: torch.Generator) -> Tensor:
@@ -178,6 +187,7 @@ _MAKERS: dict[str, Callable[[_Config, torch.Generator], Tensor]] = {
     "inputs_embeds": _states,
     "hidden_states": _states,
     "pixel_values": _images,
+    "pixel_values_videos": _videos,
     "input_features": _spectrogram,
     "input_values": _waves,
     "past_values": _series,

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -176,6 +175,8 @@ class Recorder(TorchFunctionMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    if tensor.layout != torch.strided:
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except NotImplementedError:
+        # Sparse tensors, and those within vmap, have no memory that others could share.
         return id(tensor)
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
