@@ -16,14 +16,17 @@ INCIDENTAL = frozenset(
         "_name_or_path",
         "architectures",
         "dtype",
-        "experts_implementation",
+        "problem_type",
         "tokenizer_class",
         "torch_dtype",
         "transformers_version",
         "use_cache",
     }
 )
-"""Fields of a transformers config that say where a model came from or how it runs, not what it computes."""
+"""Fields of a transformers config that say where a model came from or how it runs, not what it computes.
+
+`problem_type` is among them because a classifier fills it in when it first sees labels.
+"""
 
 
 class Fingerprint(BaseModel, frozen=True, extra="forbid"):
