@@ -50,7 +50,8 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     cores = [attention.meeting.core for attention in attentions]
     blocks = find_blocks(graph.modules, [fact(node).module for node in residuals or cores])
     survey = Survey(flow, blocks, find_towers(flow, blocks, attentions))
-    heads = find_heads(flow, lambda node: blocks.holding(fact(node).module) is not None)
+    taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
+    heads = find_heads(flow, lambda node: node in taken or blocks.holding(fact(node).module) is not None)
     found = [
         *(site for lookup in find_lookups(flow) for site in survey.of_lookup(lookup)),
         *(site for attention in attentions for site in survey.of_attention(attention)),

@@ -41,25 +41,26 @@ def find_lookups(flow: Dataflow) -> tuple[Lookup, ...]:
     return tuple(found)
 
 
-def find_heads(flow: Dataflow, is_in_a_block: Callable[[fx.Node], bool]) -> tuple[Linear, ...]:
-    """Returns the linears between the last block and the model's outputs, in order of execution.
+def find_heads(flow: Dataflow, is_body: Callable[[fx.Node], bool]) -> tuple[Linear, ...]:
+    """Returns the linears between the body and the model's outputs, in order of execution.
 
-    In a model without blocks, those nearest to the outputs.
+    The body is what `is_body` says: the blocks, and whatever has a role of its own. In a
+    model without one, the heads are the linears nearest to the outputs.
     """
     outputs = [node for node in flow.graph.outputs.values() if node in flow.taint.activations]
     found: dict[fx.Node, None] = {}
-    reached_blocks = False
+    has_body = False
     seen: set[fx.Node] = set()
     stack = list(outputs)
     while stack:
         node = stack.pop()
-        if is_in_a_block(node):
-            reached_blocks = True
+        if is_body(node):
+            has_body = True
         elif node not in seen:
             seen.add(node)
             if node in flow.linears:
                 found[node] = None
             stack.extend(flow.active_inputs.get(node, ()))
-    if not reached_blocks:
+    if not has_body:
         found = {node: None for output in outputs for node in behind(flow, output).linears}
     return tuple(flow.linears[node] for node in sorted(found, key=lambda node: fact(node).order))

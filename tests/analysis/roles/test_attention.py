@@ -154,3 +154,27 @@ def test_the_stack_that_looks_is_the_decoder() -> None:
         ("second.1", Tower.DECODER, 1),
         ("second.2", Tower.DECODER, 2),
     ]
+
+
+def test_layers_are_counted_through_all_stacks_of_a_tower() -> None:
+    class Stages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(9, HIDDEN)
+            self.stages = nn.ModuleList(nn.ModuleList(Attends() for _ in range(2)) for _ in range(2))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.tokens(tokens)
+            for stage in self.stages:
+                for layer in stage:
+                    x = layer(x)
+            return x
+
+    sites = find_sites(Stages(), torch.ones(3, 5, dtype=torch.long))
+    blocks = [(site.path, site.tower, site.layer) for site in sites if site.role is Role.BLOCK]
+    assert blocks == [
+        ("stages.0.0", Tower.TEXT, 0),
+        ("stages.0.1", Tower.TEXT, 1),
+        ("stages.1.0", Tower.TEXT, 2),
+        ("stages.1.1", Tower.TEXT, 3),
+    ]

@@ -53,6 +53,11 @@ def written_into_place(x: Tensor) -> tuple[Tensor, ...]:
     return q, filled, v
 
 
+def summed(x: Tensor) -> tuple[Tensor, ...]:
+    q, k, v = thirds(x)
+    return q, k, v + q * 0.5
+
+
 class Attends(nn.Module):
     """Attention on one fused projection that `split` takes apart."""
 
@@ -80,7 +85,16 @@ def rows_with_a_gradient(split: Callable[[Tensor], tuple[Tensor, ...]], place: i
 
 @pytest.mark.parametrize(
     "split",
-    [thirds, per_head, interleaved, rotated, rotated_as_complex_numbers, normalised, written_into_place],
+    [
+        thirds,
+        per_head,
+        interleaved,
+        rotated,
+        rotated_as_complex_numbers,
+        normalised,
+        written_into_place,
+        summed,
+    ],
     ids=lambda split: split.__name__,
 )
 def test_rows_are_those_that_a_gradient_reaches(split: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
@@ -95,6 +109,12 @@ def test_rows_that_cannot_be_followed_give_no_site_but_a_reason() -> None:
         q, k, v = thirds(x)
         return F.avg_pool2d(q.repeat(1, 1, 1, 2), (1, 2)), k, v
 
+    def partly_pooled(x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = thirds(x)
+        return q + pooled(x)[0], k, v
+
+    sites = find_sites(Attends(partly_pooled), torch.ones(BATCH, LENGTH, HIDDEN))
+    assert Role.QUERY not in {site.role for site in sites}
     sites = find_sites(Attends(pooled), torch.ones(BATCH, LENGTH, HIDDEN))
     assert Role.QUERY not in {site.role for site in sites}
     (core,) = [site for site in sites if site.role is Role.ATTENTION_CORE]

@@ -1,0 +1,92 @@
+"""Feed-forward layers are told by what lies between two projections, and where they join the stream."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from peft_compiler.analysis.find_sites import find_sites
+from peft_compiler.site import Edge, Role, Site
+
+WIDTH, INNER = 4, 6
+
+
+class Layer(nn.Module):
+    """Four projections, and a branch that puts them to use."""
+
+    def __init__(self, branch: Callable[["Layer", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER)
+        self.c, self.d = nn.Linear(INNER, WIDTH), nn.Linear(INNER, WIDTH)
+        self.deep = nn.Conv1d(WIDTH, INNER, 3, padding=1)
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(self, x)
+
+
+def sites_of(branch: Callable[[Layer, Tensor], Tensor]) -> tuple[Site, ...]:
+    return find_sites(Layer(branch), torch.ones(2, 5, WIDTH))
+
+
+def paths(branch: Callable[[Layer, Tensor], Tensor]) -> dict[str, str]:
+    return {
+        site.path: site.role.value.removeprefix("feed_forward.") for site in sites_of(branch) if site.path
+    }
+
+
+@pytest.mark.parametrize(
+    ("branch", "roles"),
+    [
+        (lambda layer, x: layer.c(F.relu(layer.a(x))), {"a": "up", "c": "down"}),
+        (lambda layer, x: layer.c(F.silu(layer.a(x)) * layer.b(x)), {"a": "gate", "b": "up", "c": "down"}),
+        (lambda layer, x: layer.c(layer.a(x) * layer.b(x).sigmoid()), {"a": "up", "b": "gate", "c": "down"}),
+        (
+            lambda layer, x: layer.c(0.5 * (y := layer.a(x)) * (1 + torch.tanh(y + y**3))),
+            {"a": "up", "c": "down"},
+        ),
+        (
+            lambda layer, x: F.layer_norm(layer.c(F.relu(layer.a(F.layer_norm(x, (WIDTH,))))), (WIDTH,)),
+            {"a": "up", "c": "down"},
+        ),
+    ],
+    ids=["plain", "gate first", "gate second", "gelu written out", "normalised twice"],
+)
+def test_up_gate_and_down(branch: Callable[[Layer, Tensor], Tensor], roles: dict[str, str]) -> None:
+    assert paths(branch) == roles
+
+
+def test_two_projections_without_a_nonlinearity_are_no_feed_forward_layer() -> None:
+    assert Role.UP not in {site.role for site in sites_of(lambda layer, x: layer.c(layer.a(x)))}
+
+
+def test_a_branch_that_mixes_positions_is_a_mixer() -> None:
+    def branch(layer: Layer, x: Tensor) -> Tensor:
+        return layer.c(F.relu(layer.a(x)).cumsum(1))
+
+    roles = {site.path: site.role for site in sites_of(branch) if site.path}
+    assert roles == {"a": Role.MIXER_INPUT, "c": Role.MIXER_OUTPUT}
+    assert Role.MIXER in {site.role for site in sites_of(branch)}
+
+
+def test_a_wide_convolution_mixes_positions() -> None:
+    def branch(layer: Layer, x: Tensor) -> Tensor:
+        return layer.c(F.relu(layer.deep(x.transpose(1, 2)).transpose(1, 2)))
+
+    assert {site.path: site.role for site in sites_of(branch) if site.path} == {
+        "deep": Role.MIXER_INPUT,
+        "c": Role.MIXER_OUTPUT,
+    }
+
+
+def test_layers_that_are_summed_join_as_one() -> None:
+    def branch(layer: Layer, x: Tensor) -> Tensor:
+        return layer.c(F.relu(layer.a(x))) + layer.d(F.relu(layer.b(x)))
+
+    sites = sites_of(branch)
+    (edge,) = [site for site in sites if site.role is Role.FEED_FORWARD]
+    assert isinstance(edge.place, Edge)
+    assert edge.place.operand == 1  # of the add to the stream: in the sum, it would be 0 or 1 of another add
+    assert [site.path for site in sites if site.role is Role.DOWN] == ["c", "d"]
