@@ -90,3 +90,14 @@ def test_layers_that_are_summed_join_as_one() -> None:
     assert isinstance(edge.place, Edge)
     assert edge.place.operand == 1  # of the add to the stream: in the sum, it would be 0 or 1 of another add
     assert [site.path for site in sites if site.role is Role.DOWN] == ["c", "d"]
+
+
+def test_two_layers_side_by_side_join_one_after_the_other() -> None:
+    class SideBySide(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.c(F.relu(self.a(x))) + self.d(F.relu(self.b(x)))
+
+    sites = find_sites(SideBySide(lambda _, x: x), torch.ones(2, 5, WIDTH))
+    edges = [site.place for site in sites if site.role is Role.FEED_FORWARD]
+    assert [edge.operand for edge in edges if isinstance(edge, Edge)] == [1, 1]
+    assert len({edge.anchor for edge in edges if isinstance(edge, Edge)}) == 2

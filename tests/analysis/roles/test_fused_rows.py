@@ -53,6 +53,14 @@ def written_into_place(x: Tensor) -> tuple[Tensor, ...]:
     return q, filled, v
 
 
+def written_through_views(x: Tensor) -> tuple[Tensor, ...]:
+    q, k, v = thirds(x)
+    filled = torch.empty(BATCH, HEADS, LENGTH, WIDTH, device=x.device)
+    filled[..., :1].copy_(k[..., :1])
+    filled[..., 1:].copy_(k[..., 1:])
+    return q, filled, v
+
+
 def summed(x: Tensor) -> tuple[Tensor, ...]:
     q, k, v = thirds(x)
     return q, k, v + q * 0.5
@@ -93,6 +101,7 @@ def rows_with_a_gradient(split: Callable[[Tensor], tuple[Tensor, ...]], place: i
         rotated_as_complex_numbers,
         normalised,
         written_into_place,
+        written_through_views,
         summed,
     ],
     ids=lambda split: split.__name__,
@@ -113,8 +122,15 @@ def test_rows_that_cannot_be_followed_give_no_site_but_a_reason() -> None:
         q, k, v = thirds(x)
         return q + pooled(x)[0], k, v
 
-    sites = find_sites(Attends(partly_pooled), torch.ones(BATCH, LENGTH, HIDDEN))
-    assert Role.QUERY not in {site.role for site in sites}
+    def sum_written(x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = thirds(x)
+        filled = torch.empty(BATCH, HEADS, LENGTH, WIDTH, device=x.device)
+        filled[..., :].copy_(q + k * 0.5)
+        return filled, k, v
+
+    for split in (partly_pooled, sum_written):
+        sites = find_sites(Attends(split), torch.ones(BATCH, LENGTH, HIDDEN))
+        assert Role.QUERY not in {site.role for site in sites}
     sites = find_sites(Attends(pooled), torch.ones(BATCH, LENGTH, HIDDEN))
     assert Role.QUERY not in {site.role for site in sites}
     (core,) = [site for site in sites if site.role is Role.ATTENTION_CORE]
