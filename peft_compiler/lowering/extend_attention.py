@@ -33,6 +33,8 @@ _SAME_VALUES = frozenset(
 )
 """Ops that change the layout, the dtype or the columns of the scores, but no score."""
 
+_SUMMARIES = frozenset({"amax", "max", "values", "getattr", "logsumexp"})
+
 
 def extend_attention(graph: Graph, core: Core, prompts: Node) -> None:
     """Lets the attention `core` attend to `prompts` too: a node that gives (keys, values).
@@ -184,9 +186,9 @@ def _follow(graph: Graph, way: list[Node], ends: tuple[Node, Any], value: Node, 
         carriers = [operand for operand in node.all_input_nodes if operand in stands_for]
         if not carriers:
             continue
-        if op_name(node) in ("amax", "max", "values", "getattr", "logsumexp"):
-            continue  # a summary of the row, the same for every column: it is used, not followed
         tensors = [operand for operand in node.all_input_nodes if "shape" in operand.meta]
+        if op_name(node) in _SUMMARIES and len(tensors) == 1:
+            continue  # of a whole row, the same for every column: it is used, not followed
         others = [operand for operand in tensors if operand is not carriers[0]]
         shifts_row = op_name(node) in _ADDITIVE and bool(others) and all(operand in way for operand in others)
         if op_name(node) in skip and not shifts_row:

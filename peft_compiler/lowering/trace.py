@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.frames import CALL_IMPL, call_chain, op_name
+from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
 from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_none
 from peft_compiler.lowering.snapshots import fingerprint, preserved, snapshot
 from peft_compiler.lowering.symbols import Symbol, plain_values
@@ -65,27 +65,6 @@ _VARIABLE = frozenset({"unbind", "split", "tensor_split", "nonzero"})
 """Ops whose number of results may depend on sizes."""
 
 _LOCK = threading.RLock()
-
-
-def _never(*_: object) -> bool:
-    return False
-
-
-def _undispatched(function: FunctionType) -> FunctionType:
-    """Returns `function` without its own hand-over to function modes, so that what it calls is seen.
-
-    It runs the same code object, so the chain of instructions stays the same.
-    """
-    asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    namespace = {**function.__globals__, **dict.fromkeys(asks, _never)}
-    opened = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
-    opened.__kwdefaults__ = function.__kwdefaults__
-    return opened
-
-
-_ATTENTION = nn.functional.multi_head_attention_forward
-_OPENED: MappingProxyType[Any, Callable[..., Any]] = MappingProxyType({_ATTENTION: _undispatched(_ATTENTION)})  # pyright: ignore
-"""Composites that hold places of their own: queries, keys and values meet within them."""
 
 
 def run_forward(forward: Callable[..., Any], root: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -183,9 +162,9 @@ class LocalTracer(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if self.suspended or threading.get_ident() != self.thread:
             return func(*args, **kwargs)
-        if func in _OPENED:
+        if func in OPENED:
             with self:
-                return _OPENED[func](*args, **kwargs)
+                return OPENED[func](*args, **kwargs)
         if name == "__get__":
             return self._read(args[0], func.__self__.__name__)
         if name == "__set__":
