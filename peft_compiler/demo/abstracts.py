@@ -29,7 +29,9 @@ def abstracts() -> Task:
     ]
     return Task(
         title=f"SmolLM2-135M learns from {len(train_inputs)} abstracts to write the next word",
-        spec="LoRA r=8 on q,v; adapters after FFN; deep prompts on every layer",
+        # At the paper's scale of 1 the prompts drown what the decoder knows (loss 11.5, the base's is 4.6),
+        # and a few steps would only mend that.
+        spec="LoRA r=8 on q,v; adapters after FFN; deep prompts scale=0.1 on every layer",
         load=lambda: decoder()[0],
         examples=train_inputs,
         collate=lambda examples: dict(collate(examples)),
@@ -37,7 +39,7 @@ def abstracts() -> Task:
         score=lambda model: loss(model, test_batches),
         measure=f"loss on {len(test_inputs)} other abstracts (less is better)",
         references=lambda: {"base model": loss(base, test_batches)},
-        training={"max_steps": 12, "learning_rate": 1e-3, "per_device_train_batch_size": 4},
+        training={"max_steps": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 4},
     )
 
 
