@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from peft_compiler.interchange import load as load
     from peft_compiler.interchange import save as save
     from peft_compiler.merging import merge as merge
+    from peft_compiler.optimising import parameter_groups as parameter_groups
     from peft_compiler.plan import Plan as Plan
     from peft_compiler.site import Role as Role
     from peft_compiler.site import Site as Site
@@ -52,6 +53,7 @@ _HOME_OF = {
     "find_sites": "compiling",
     "load": "interchange",
     "merge": "merging",
+    "parameter_groups": "optimising",
     "plan": "compiling",
     "save": "interchange",
     "verify": "verifying",

@@ -21,6 +21,7 @@ ORDER = (
     "planning",
     "lowering",
     "merging",
+    "optimising",
     "compiling",
     "interchange",
     "verifying",

@@ -3,41 +3,51 @@
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
 https://arxiv.org/abs/2106.09685, section 4.1: W + alpha / r · B A, with A of shape
 (r, in) and B of shape (out, r). Convolutions and embeddings follow the authors' code,
-https://github.com/microsoft/LoRA.
+https://github.com/microsoft/LoRA. Its variants that keep this form are settings:
+
+- rsLoRA, https://arxiv.org/abs/2312.03732, section 3: alpha / sqrt(r) in place of alpha / r.
+- LoRA-FA, https://arxiv.org/abs/2308.03303, section 3: A stays as it was drawn.
+- PiSSA, https://arxiv.org/abs/2404.02948, section 3: from W = U S V, B A starts at the r
+  largest singular values, and the base at the rest.
+- OLoRA, https://arxiv.org/abs/2406.01775, section 3: from W = Q R, B starts at the first r
+  columns of Q and A at the first r rows of R.
+- LoRA+, https://arxiv.org/abs/2402.12354: `peft_compiler.parameter_groups`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 from typing_extensions import override
 
+from peft_compiler.methods._low_rank import (
+    ConvLoRA,
+    ConvLoRAAfter,
+    Convolution,
+    EmbeddingLoRA,
+    FromStart,
+    LinearLoRA,
+    LinearLoRAWithDropout,
+    LowRank,
+    Pad,
+    Shifted,
+)
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.site import PROJECTIONS, Projection, Role, Rows, Site
-
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {
-    1: functional.conv1d,
-    2: functional.conv2d,
-    3: functional.conv3d,
-}
-"""The convolution over so many axes."""
+from peft_compiler.methods._weights import Added, fan_in_of, fold, form_of, groups_of, matrix_of, stack_of
+from peft_compiler.site import PROJECTIONS, Projection, Role, Site
 
 
-def fold(inserted: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Returns the parameters with weight W + scale · B A, added up in float32 or better and rounded once."""
-    assert isinstance(inserted, LowRank)
-    weight = parameters["weight"]
-    precise = torch.promote_types(weight.dtype, torch.float32)
-    update = inserted.update(inserted.down.to(precise), inserted.up.to(precise))
-    folded = weight.to(precise) + inserted.scale * update.to(weight.device)
-    return {**parameters, "weight": folded.to(weight.dtype)}
+def fold_with_bias(inserted: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns the parameters with weight W + scale · B A and, where the bias is trained, bias b + shift."""
+    folded = dict(fold(inserted, parameters))
+    if isinstance(inserted, Shifted):
+        bias = parameters["bias"]
+        folded["bias"] = (bias.float() + inserted.shift.to(bias.device).float()).to(bias.dtype)
+    return folded
 
 
 class LoRA(Method, frozen=True):
@@ -50,10 +60,11 @@ class LoRA(Method, frozen=True):
     paper: ClassVar[str] = "arXiv:2106.09685"
     attaches: ClassVar[Mapping[Role, Wiring]] = dict.fromkeys(sorted(PROJECTIONS), Wiring.BESIDE)
     spoken: ClassVar[tuple[str, ...]] = ("lora", "low-rank update")
-    spoken_fields: ClassVar[Mapping[str, str]] = {"rank": "r"}
+    spoken_fields: ClassVar[Mapping[str, str]] = {"rank": "r", "rslora": "rank_stabilised"}
     default_roles: ClassVar[tuple[Role, ...]] = (Role.QUERY, Role.VALUE)
     identity: ClassVar[bool] = True
-    merge: ClassVar[MergeRule | NoMerge] = fold
+    merge: ClassVar[MergeRule | NoMerge] = fold_with_bias
+    folds_into: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
 
     kind: Literal["lora"] = "lora"
     r: int = Field(default=8, gt=0, description="Rank of the update.")
@@ -64,6 +75,16 @@ class LoRA(Method, frozen=True):
         description="The update is scaled by alpha / r; r if not given.",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability to zero an input of the update.")
+    rank_stabilised: bool = Field(
+        default=False, description="Whether to scale by alpha / sqrt(r) instead (rsLoRA)."
+    )
+    bias: bool = Field(default=False, description="Whether to train the projection's bias too, as a shift.")
+    init: Literal["gaussian", "kaiming", "pissa", "olora"] = Field(
+        default="gaussian",
+        description="Where A and B start: at a random A, Gaussian or uniform, and B = 0; "
+        "or both at factors of the base's weight.",
+    )
+    freeze_a: bool = Field(default=False, description="Whether A stays as it starts (LoRA-FA).")
 
     @override
     def at(self, site: Site) -> Self:
@@ -74,7 +95,7 @@ class LoRA(Method, frozen=True):
         yield from super().problems(site)
         if not isinstance(site.place, Projection):
             return
-        form, (fan_in, groups) = site.place.form, _fan_in_and_groups(site)
+        form, fan_in, groups = site.place.form, fan_in_of(site), groups_of(site)
         limit = min(site.width_out, groups * fan_in)
         if self.r > limit:
             yield f"r={self.r} exceeds the rank of a {site.width_out} x {fan_in} weight: take r <= {limit}"
@@ -87,6 +108,13 @@ class LoRA(Method, frozen=True):
         if self.dropout and form not in ("linear", "transposed", "conv"):
             what = "takes token ids" if form == "embedding" else "is updated as a whole, for all tokens"
             yield f"dropout={self.dropout} has no input to act on: the weight {what}; take dropout=0"
+        if self.bias and (site.place.bias is None or site.experts is not None):
+            yield "bias=true has nothing to train: the projection adds no bias of its own; take bias=false"
+        if self.init in ("pissa", "olora") and groups > 1:
+            yield (
+                f"init={self.init} factors one matrix: the convolution has one for each of {groups} groups "
+                "of channels; take init=gaussian"
+            )
 
     @override
     def wiring(self, site: Site) -> Wiring:
@@ -94,204 +122,80 @@ class LoRA(Method, frozen=True):
 
     @override
     def parameter_count(self, site: Site) -> int:
-        fan_in, groups = _fan_in_and_groups(site)
-        return (site.experts or 1) * self.r * (fan_in + site.width_out // groups)
+        up, down = self.r * site.width_out // groups_of(site), self.r * fan_in_of(site)
+        factors = math.prod(stack_of(site)) * (up if self.freeze_a else up + down)
+        return factors + (site.width_out if self.bias else 0)
 
     @override
-    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "LowRank":
-        place = site.place
-        assert isinstance(place, Projection)
-        fan_in, groups = _fan_in_and_groups(site)
-        stack = () if site.experts is None else (site.experts,)
-        down, up = torch.empty(*stack, self.r, fan_in), torch.zeros(*stack, site.width_out, self.r // groups)
-        if place.form == "embedding":
-            # Like the authors: a token that is never trained on keeps its embedding exactly.
-            down.zero_()
-            up.normal_(generator=generator)
-        else:
-            # Gaussian as in the paper, with the variance of the authors' kaiming_uniform_(a=sqrt(5)).
-            down.normal_(std=(3 * fan_in) ** -0.5, generator=generator)
-        return _build(self, site, host, down, up)
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:
+        down, up = self._factors(site, host, generator)
+        frozen = ("down",) if self.freeze_a else ()
+        update = self._update(site, host, down, up, frozen, self.dropout)
+        if self.init in ("pissa", "olora"):
+            start = self._update(site, host, down.clone(), up.clone(), ("down", "up"), dropout=0.0)
+            update = FromStart(update, start)
+        if self.bias:
+            axes_after = len(site.shape) - 2 if form_of(site) == "conv" else 0
+            update = Shifted(update, site.width_out, axes_after)
+        return update if site.experts is None else Added(site, update)
 
     @property
     def scale(self) -> float:
-        """The factor alpha / r."""
-        return (self.r if self.alpha is None else self.alpha) / self.r
+        """The factor alpha / r, or alpha / sqrt(r)."""
+        alpha = self.r if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.r) if self.rank_stabilised else self.r)
+
+    def _factors(self, site: Site, host: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns A and B as they start."""
+        if self.init == "pissa":
+            return principal(matrix_of(site, host), self.r, self.scale)
+        if self.init == "olora":
+            return orthogonal(matrix_of(site, host), self.r)
+        fan_in, stack = fan_in_of(site), stack_of(site)
+        down = torch.empty(*stack, self.r, fan_in)
+        up = torch.zeros(*stack, site.width_out, self.r // groups_of(site))
+        bound = fan_in**-0.5
+        if form_of(site) == "embedding" and not self.freeze_a:
+            # Like the authors: a token that is never trained on keeps its embedding exactly.
+            down.zero_()
+            up.normal_(generator=generator)
+        elif self.init == "gaussian":
+            # As in the paper, with the variance of the authors' kaiming_uniform_(a=sqrt(5)).
+            down.normal_(std=bound / math.sqrt(3), generator=generator)
+        else:
+            down.uniform_(-bound, bound, generator=generator)
+        return down, up
+
+    def _update(
+        self, site: Site, host: nn.Module, down: Tensor, up: Tensor, frozen: tuple[str, ...], dropout: float
+    ) -> LowRank:
+        """Returns scale · B A for the form of the site's projection."""
+        if form_of(site) == "conv":
+            assert isinstance(host, Convolution)
+            before: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+            before += [Pad(host)] if host.padding_mode != "zeros" else []
+            build = partial(ConvLoRAAfter, before=nn.Sequential(*before)) if before else ConvLoRA
+            return build(down, up, self.scale, frozen, host)
+        if form_of(site) == "embedding":
+            return EmbeddingLoRA(down, up, self.scale, frozen)
+        if dropout:
+            return LinearLoRAWithDropout(down, up, self.scale, frozen, dropout)
+        return LinearLoRA(down, up, self.scale, frozen)
 
 
-def _fan_in_and_groups(site: Site) -> tuple[int, int]:
-    """Returns how many inputs one output adds up, and into how many groups a convolution divides them."""
-    if isinstance(site.place, Projection) and site.place.form == "conv":
-        return math.prod(site.shape[1:]), site.width_in // site.shape[1]
-    return site.width_in, 1
+def principal(weight: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns A and B such that scale · B A is the best approximation of rank r, the values split evenly."""
+    u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = (s[..., :r] / scale).sqrt()
+    return _owned(root[..., None] * v[..., :r, :]), _owned(u[..., :r] * root[..., None, :])
 
 
-class LowRank(nn.Module):
-    """What all forms share: A is `down`, B is `up`, alpha / r is `scale`.
-
-    Identity at initialisation because one of the two starts at zero. The scale is
-    applied to the narrow activation, where it costs r products a token.
-    """
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float) -> None:
-        super().__init__()
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.scale = scale
-
-    def update(self, down: Tensor, up: Tensor) -> Tensor:
-        """Returns B A for A `down` and B `up`, laid out as `MergeRule` says."""
-        return up @ down
-
-    @override
-    def extra_repr(self) -> str:
-        return f"down={tuple(self.down.shape)}, up={tuple(self.up.shape)}, scale={self.scale}"
+def orthogonal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Returns the first r rows of R and the first r columns of Q as A and B."""
+    q, r_factor = torch.linalg.qr(weight.float())
+    return _owned(r_factor[..., :r, :]), _owned(q[..., :r])
 
 
-class LinearLoRA(LowRank):
-    """scale · B A x, with `down` of shape (r, in) and `up` of shape (out, r)."""
-
-    @override
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        return functional.linear(self.scale * functional.linear(x, self.down), self.up)
-
-
-class LinearLoRAWithDropout(LinearLoRA):
-    """scale · B A dropout(x)."""
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
-        super().__init__(down, up, scale)
-        self.dropout = nn.Dropout(dropout)
-
-    @override
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        return super().forward(self.dropout(x))
-
-
-class EmbeddingLoRA(LowRank):
-    """scale · B A, looked up at token ids; `down` is (r, entries) and `up` is (out, r)."""
-
-    @override
-    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_out"]:
-        return functional.linear(self.scale * functional.embedding(ids, self.down.t()), self.up)
-
-
-class ConvLoRA(LowRank):
-    """A convolution to r channels with the settings of the host's, then one of kernel size 1.
-
-    `down` has the shape (r, in / groups, *kernel) and `up` (out, r / groups, 1, ...).
-    """
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float, host: Convolution) -> None:
-        axes = len(host.kernel_size)
-        super().__init__(down.reshape(-1, *host.weight.shape[1:]), up.reshape(*up.shape, *[1] * axes), scale)
-        self.convolve = CONVOLUTIONS[axes]
-        padding = host.padding if host.padding_mode == "zeros" else 0
-        self.settings = (host.stride, padding, host.dilation, host.groups)
-        self.groups = host.groups
-
-    @override
-    def forward(self, x: Float[Tensor, "batch d_in *space"]) -> Float[Tensor, "batch d_out *narrower"]:
-        narrow = self.convolve(x, self.down, None, *self.settings)
-        return self.convolve(self.scale * narrow, self.up, groups=self.groups)
-
-    @override
-    def update(self, down: Tensor, up: Tensor) -> Tensor:
-        grouped_down = down.reshape(self.groups, down.shape[0] // self.groups, -1)
-        grouped_up = up.reshape(self.groups, -1, down.shape[0] // self.groups)
-        return (grouped_up @ grouped_down).reshape(-1, *down.shape[1:])
-
-
-class Pad(nn.Module):
-    """Pads as the convolution `host` does when it pads with something else than zeros."""
-
-    def __init__(self, host: Convolution) -> None:
-        super().__init__()
-        self.widths: list[int] = host._reversed_padding_repeated_twice  # pyright: ignore[reportPrivateUsage]
-        self.mode = host.padding_mode
-
-    @override
-    def forward(self, x: Float[Tensor, "batch d_in *space"]) -> Float[Tensor, "batch d_in *wider"]:
-        return functional.pad(x, self.widths, mode=self.mode)
-
-
-class ConvLoRAAfter(ConvLoRA):
-    """The same of `before(x)`: dropout, or padding, or both."""
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float, host: Convolution, before: nn.Module) -> None:
-        super().__init__(down, up, scale, host)
-        self.before = before
-
-    @override
-    def forward(self, x: Float[Tensor, "batch d_in *space"]) -> Float[Tensor, "batch d_out *narrower"]:
-        return super().forward(self.before(x))
-
-
-class ExpertsLoRA(LowRank):
-    """W + scale · B A for each expert; `down` is (experts, r, in) and `up` is (experts, out, r)."""
-
-    @override
-    def forward(self, weight: Float[Tensor, "experts d_out d_in"]) -> Float[Tensor, "experts d_out d_in"]:
-        return torch.baddbmm(weight, self.up, self.down, alpha=self.scale)
-
-
-class TransposedExpertsLoRA(LowRank):
-    """The same for a weight of shape (experts, in, out)."""
-
-    @override
-    def forward(self, weight: Float[Tensor, "experts d_in d_out"]) -> Float[Tensor, "experts d_in d_out"]:
-        return torch.baddbmm(weight, self.down.mT, self.up.mT, alpha=self.scale)
-
-
-class ExpertRowsLoRA(LowRank):
-    """The same on some rows of each expert: `up` has those rows only, the other rows are copied."""
-
-    rows: Tensor
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float, rows: Rows) -> None:
-        super().__init__(down, up, scale)
-        self.register_buffer("rows", torch.tensor(rows.indices), persistent=False)
-
-    @override
-    def forward(self, weight: Float[Tensor, "experts d_out d_in"]) -> Float[Tensor, "experts d_out d_in"]:
-        return weight.index_add(1, self.rows, torch.bmm(self.up, self.down), alpha=self.scale)
-
-
-class TransposedExpertRowsLoRA(ExpertRowsLoRA):
-    """The same for a weight of shape (experts, in, out)."""
-
-    @override
-    def forward(self, weight: Float[Tensor, "experts d_in d_out"]) -> Float[Tensor, "experts d_in d_out"]:
-        return weight.index_add(2, self.rows, torch.bmm(self.down.mT, self.up.mT), alpha=self.scale)
-
-
-def _build(method: LoRA, site: Site, host: nn.Module, down: Tensor, up: Tensor) -> LowRank:
-    """Returns the module for the form of the site's projection."""
-    assert isinstance(site.place, Projection)
-    match site.place.form, site.rows:
-        case "embedding", _:
-            return EmbeddingLoRA(down, up, method.scale)
-        case "conv", _:
-            return _build_conv(method, host, down, up)
-        case "experts", None:
-            return ExpertsLoRA(down, up, method.scale)
-        case "experts", Rows() as rows:
-            return ExpertRowsLoRA(down, up, method.scale, rows)
-        case "transposed_experts", None:
-            return TransposedExpertsLoRA(down, up, method.scale)
-        case "transposed_experts", Rows() as rows:
-            return TransposedExpertRowsLoRA(down, up, method.scale, rows)
-        case _ if method.dropout:
-            return LinearLoRAWithDropout(down, up, method.scale, method.dropout)
-        case _:
-            return LinearLoRA(down, up, method.scale)
-
-
-def _build_conv(method: LoRA, host: nn.Module, down: Tensor, up: Tensor) -> ConvLoRA:
-    assert isinstance(host, Convolution)
-    before: list[nn.Module] = [nn.Dropout(method.dropout)] if method.dropout else []
-    if host.padding_mode != "zeros":
-        before.append(Pad(host))
-    if before:
-        return ConvLoRAAfter(down, up, method.scale, host, nn.Sequential(*before))
-    return ConvLoRA(down, up, method.scale, host)
+def _owned(factor: Tensor) -> Tensor:
+    # Wherever the host is, an inserted module is built on the CPU, unless there are no values at all.
+    return (factor if factor.is_meta else factor.cpu()).contiguous().clone()

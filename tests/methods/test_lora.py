@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from peft_compiler.methods import LoRA, Wiring
+from peft_compiler.methods._weights import matrix_of
 from peft_compiler.site import Projection, Role, Site
 from tests.methods.places import ANCHOR, examples
 
@@ -57,6 +58,17 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float], message: 
             "take dropout=0",
         ),
         (
+            LoRA(r=2, bias=True),
+            "linear without bias",
+            "bias=true has nothing to train: the projection adds no bias of its own; take bias=false",
+        ),
+        (
+            LoRA(r=2, init="pissa"),
+            "grouped conv2d",
+            "init=pissa factors one matrix: the convolution has one for each of 2 groups of channels; "
+            "take init=gaussian",
+        ),
+        (
             LoRA(),
             "norm",
             "lora attaches to attention.key, attention.output, attention.query, attention.value, ",
@@ -82,6 +94,10 @@ def test_the_scale_is_alpha_over_r_and_one_by_default() -> None:
     site = EXAMPLES["linear"].site
     assert (LoRA(r=4, alpha=6).scale, LoRA(r=4).scale, LoRA(r=4).at(site).scale) == (1.5, 1.0, 1.0)
     assert LoRA(r=4).at(site).alpha == 4.0
+
+
+def test_a_rank_stabilised_scale_is_alpha_over_the_root_of_r() -> None:
+    assert LoRA(r=16, alpha=8, rank_stabilised=True).scale == 2.0
 
 
 def test_the_update_is_scale_b_a_x() -> None:
@@ -122,7 +138,7 @@ def test_dropout_acts_in_training_only() -> None:
 def test_other_rows_of_experts_are_the_very_same_numbers() -> None:
     for name, axis in (("rows of experts", 1), ("rows of transposed experts", 2)):
         module, weight = built(LoRA(r=2), name), EXAMPLES[name].host.weight
-        nn.init.normal_(module.up)
+        nn.init.normal_(module.update.up)
         changed = (module(weight) != weight).any(0).any(2 - axis)
         assert changed.tolist() == [True, True, False, False, True, True]
 
@@ -132,3 +148,47 @@ def test_experts_are_joined_on_the_weight_and_all_else_beside() -> None:
         if isinstance(example.site.place, Projection):
             expected = Wiring.ON_WEIGHT if "experts" in name else Wiring.BESIDE
             assert LoRA().wiring(example.site) is expected
+
+
+def test_kaiming_is_uniform_with_the_same_variance() -> None:
+    site = Site(Role.QUERY, "", Projection("weight", "linear"), 1000, 500, shape=(500, 1000))
+    module = LoRA(r=100, init="kaiming").build(site, nn.Linear(1, 1), torch.Generator().manual_seed(0))
+    assert module.down.std().item() == pytest.approx((3 * 1000) ** -0.5, rel=0.02)
+    assert module.down.abs().max() <= 1000**-0.5
+    assert not module.up.any()
+
+
+@pytest.mark.parametrize("name", ["linear", "rows of a transposed", "embedding", "experts"])
+def test_pissa_starts_at_the_best_approximation_of_its_rank(name: str) -> None:
+    example = EXAMPLES[name]
+    module = built(LoRA(r=3, alpha=6, init="pissa"), name)
+    start = (module.update if name == "experts" else module).start
+    weight = matrix_of(example.site, example.host)
+    left = torch.linalg.svdvals(weight - start.delta())
+    torch.testing.assert_close(left[..., : weight.shape[-2] - 3], torch.linalg.svdvals(weight)[..., 3:])
+    torch.testing.assert_close(start.down.norm(dim=-1), start.up.norm(dim=-2))
+
+
+def test_olora_starts_at_orthonormal_columns_that_give_the_first_columns_of_the_weight() -> None:
+    example, module = EXAMPLES["linear"], built(LoRA(r=3, init="olora"), "linear")
+    start = module.start
+    torch.testing.assert_close(start.up.T @ start.up, torch.eye(3))
+    torch.testing.assert_close(start.delta()[:, :3], example.host.weight[:, :3])
+
+
+def test_where_it_started_is_saved_and_not_trained() -> None:
+    module = built(LoRA(r=3, init="pissa"), "linear")
+    assert set(module.state_dict()) == {"update.down", "update.up", "start.down", "start.up"}
+    assert {name for name, _ in module.named_parameters()} == {"update.down", "update.up"}
+
+
+def test_a_frozen_a_is_saved_and_not_trained() -> None:
+    module = built(LoRA(r=2, freeze_a=True), "linear")
+    assert set(module.state_dict()) == {"down", "up"}
+    assert [name for name, _ in module.named_parameters()] == ["up"]
+
+
+def test_a_trained_bias_is_a_shift_of_the_site_s_rows() -> None:
+    module = built(LoRA(r=2, bias=True), "rows of a linear")
+    nn.init.ones_(module.shift)
+    assert torch.equal(module(torch.randn(3, 8)), torch.ones(3, 4))

@@ -1,0 +1,122 @@
+"""What the methods that change a weight share: what they see of it, and how it is merged."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from peft_compiler.site import Projection, Rows, Site
+
+TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
+"""Forms of a projection whose last axis is the output."""
+
+
+def form_of(site: Site) -> str:
+    """Returns the form of the projection at a site."""
+    assert isinstance(site.place, Projection)
+    return site.place.form
+
+
+def fan_in_of(site: Site) -> int:
+    """Returns how many inputs one output of a projection adds up."""
+    return math.prod(site.shape[1:]) if form_of(site) == "conv" else site.width_in
+
+
+def groups_of(site: Site) -> int:
+    """Returns into how many groups a convolution divides its channels; 1 for everything else."""
+    return site.width_in // site.shape[1] if form_of(site) == "conv" else 1
+
+
+def stack_of(site: Site) -> tuple[int, ...]:
+    """Returns the axes before (out, in) of a weight: that of the experts, or none."""
+    return () if site.experts is None else (site.experts,)
+
+
+def matrix_of(site: Site, host: nn.Module) -> Tensor:
+    """Returns the site's rows of the host's weight as (*experts, out, in), in the host's dtype."""
+    assert isinstance(site.place, Projection)
+    return Narrowed(site).rows_of(host.get_parameter(site.place.weight).detach())
+
+
+def fold(inserted: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns the parameters with the changed weight, computed in float32 or better and rounded once."""
+    assert isinstance(inserted, Update | WeightMap)
+    weight = parameters["weight"]
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    changed = copy.deepcopy(inserted).to(weight.device, precise).changed(weight.to(precise))
+    return {**parameters, "weight": changed.to(weight.dtype)}
+
+
+class Update(nn.Module, ABC):
+    """What is added to a weight; beside the host, it is applied to what the host is applied to."""
+
+    @abstractmethod
+    def delta(self) -> Float[Tensor, "*experts d_out d_in"]:
+        """Returns what is added to the site's rows."""
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """Returns W + delta for the site's rows of W, laid out as `MergeRule` says."""
+        return weight + self.delta().reshape(weight.shape)
+
+
+class Narrowed(nn.Module):
+    """Knows which rows of its host's weight are the site's, and how they lie there."""
+
+    rows: Tensor | None
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.transposed = form_of(site) in TRANSPOSED
+        self.flattened = form_of(site) == "conv"
+        self.axis = len(stack_of(site))
+        rows = torch.tensor(site.rows.indices) if isinstance(site.rows, Rows) else None
+        self.register_buffer("rows", rows, persistent=False)
+
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """Returns the site's rows of a whole weight, as (*experts, out, in)."""
+        by_output = weight.mT if self.transposed else weight
+        rows = by_output if self.rows is None else by_output.index_select(self.axis, self.rows)
+        return rows.flatten(1) if self.flattened else rows
+
+    def with_rows(self, weight: Tensor, rows: Tensor) -> Tensor:
+        """Returns a whole weight with new values for the site's rows; the others are copied."""
+        by_output = weight.mT if self.transposed else weight
+        if self.rows is None:
+            by_output = rows.reshape(by_output.shape)
+        else:
+            by_output = by_output.index_copy(self.axis, self.rows, rows)
+        return by_output.mT if self.transposed else by_output
+
+
+class WeightMap(Narrowed, ABC):
+    """Stands on a weight: gives what takes its place, in the layout of the host's."""
+
+    @abstractmethod
+    def mapped(self, matrix: Float[Tensor, "*experts d_out d_in"]) -> Float[Tensor, "*experts d_out d_in"]:
+        """Returns what becomes of the site's rows."""
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.with_rows(weight, self.mapped(self.rows_of(weight)))
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """Returns what becomes of the site's rows of W, laid out as `MergeRule` says."""
+        matrix = weight.flatten(1) if self.flattened else weight
+        return self.mapped(matrix).reshape(weight.shape)
+
+
+class Added(WeightMap):
+    """W + delta, for an update that does not stand beside its host."""
+
+    def __init__(self, site: Site, update: Update) -> None:
+        super().__init__(site)
+        self.update = update
+
+    @override
+    def mapped(self, matrix: Float[Tensor, "*experts d_out d_in"]) -> Float[Tensor, "*experts d_out d_in"]:
+        return matrix + self.update.delta()
