@@ -12,7 +12,7 @@ from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.lowering.lower import base_of
 from peft_compiler.methods import NoMerge, Wiring
 from peft_compiler.plan import Insertion
-from peft_compiler.site import Projection
+from peft_compiler.site import Place, Projection, Whole
 
 TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
 """Forms of a projection whose last axis is the output."""
@@ -50,9 +50,9 @@ def merge(tuned: nn.Module, untie: bool = False) -> nn.Module:
 def _without_rule(insertions: tuple[Insertion, ...]) -> Iterator[str]:
     """Yields why insertions of methods without a merge rule cannot be folded, equal reasons once."""
     reasons = Counter(
-        (insertion.method.kind, insertion.site.role, insertion.method.merge.because)
+        (insertion.method.kind, insertion.site.role, rule.because)
         for insertion in insertions
-        if isinstance(insertion.method.merge, NoMerge)
+        if isinstance(rule := insertion.method.merge_rule(insertion.site), NoMerge)
     )
     for (kind, role, because), count in reasons.items():
         yield f"{kind} at {role} ({count}x): {because}"
@@ -62,7 +62,7 @@ def _unfit(insertions: tuple[Insertion, ...], model: nn.Module, untie: bool) -> 
     """Yields which weights cannot take what would be folded into them."""
     owners = _owners(model)
     for insertion in insertions:
-        if isinstance(insertion.method.merge, NoMerge):
+        if isinstance(insertion.method.merge_rule(insertion.site), NoMerge):
             continue
         host = model.get_submodule(insertion.site.path)
         for name in _changed(insertion, host):
@@ -93,14 +93,14 @@ def _changed(insertion: Insertion, host: nn.Module) -> Iterator[str]:
     if insertion.wiring is Wiring.REPLACE:
         yield from (name for name, _ in host.named_parameters(remove_duplicate=False))
         return
-    assert isinstance(insertion.site.place, Projection)
-    yield insertion.site.place.weight
+    changed = insertion.method.folds_into
+    yield from (name for part, name in _names(insertion.site.place).items() if part in changed)
 
 
 def _fold(insertion: Insertion, inserted: nn.Module, model: nn.Module) -> None:
     """Puts the weights that `insertion` makes of the base's in their place in `model`."""
     host = model.get_submodule(insertion.site.path)
-    rule = type(insertion.method).merge  # of the class: an instance would bind it
+    rule = insertion.method.merge_rule(insertion.site)
     assert not isinstance(rule, NoMerge)
     if insertion.wiring is Wiring.REPLACE:
         for name, tensor in rule(inserted, dict(host.named_parameters())).items():
@@ -108,18 +108,15 @@ def _fold(insertion: Insertion, inserted: nn.Module, model: nn.Module) -> None:
         for name, buffer in inserted.named_buffers():
             host.get_buffer(name).copy_(buffer)
         return
-    place = insertion.site.place
-    assert isinstance(place, Projection)
-    names = {"weight": place.weight} | ({"bias": place.bias} if place.bias else {})
+    place, rows = insertion.site.place, insertion.site.rows
+    names = _names(place)
     whole = {part: host.get_parameter(name).detach().clone() for part, name in names.items()}
     # Views of the clones, laid out as the rule expects and narrowed to the site's rows.
     views = {
         part: _by_output(tensor, place) if part == "weight" else tensor for part, tensor in whole.items()
     }
-    rows = (
-        slice(None) if place.rows is None else torch.tensor(place.rows.indices, device=views["weight"].device)
-    )
-    index = (slice(None), rows) if insertion.site.experts is not None else (rows,)
+    at = slice(None) if rows is None else torch.tensor(rows.indices, device=views["weight"].device)
+    index = (slice(None), at) if insertion.site.experts is not None else (at,)
     given = {part: view[index] for part, view in views.items()}
     for part, tensor in rule(inserted, given).items():
         if tensor is not given[part]:
@@ -127,9 +124,16 @@ def _fold(insertion: Insertion, inserted: nn.Module, model: nn.Module) -> None:
             _put(host, names[part], whole[part])
 
 
-def _by_output(weight: Tensor, place: Projection) -> Tensor:
+def _names(place: Place) -> dict[str, str]:
+    """Returns what the module calls the parameters that a merge rule knows as weight and bias."""
+    assert isinstance(place, Projection | Whole)
+    names = {"weight": place.weight, "bias": place.bias}
+    return {part: name for part, name in names.items() if name is not None}
+
+
+def _by_output(weight: Tensor, place: Place) -> Tensor:
     """Returns a view of `weight` laid out (out, in, ...), with the experts in front where there are any."""
-    return weight.mT if place.form in TRANSPOSED else weight
+    return weight.mT if isinstance(place, Projection) and place.form in TRANSPOSED else weight
 
 
 def _put(host: nn.Module, name: str, tensor: Tensor) -> None:

@@ -218,9 +218,37 @@ class Whole:
 
     Attributes:
         parameters: Number of its parameters.
+        weight: Name of the parameter by which it multiplies its result, or None.
+        bias: Name of the parameter that it adds to its result last, or None.
+        channels_first: Whether the features of its result are the second axis, not the last.
     """
 
     parameters: int
+    weight: str | None = None
+    bias: str | None = None
+    channels_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Where token embeddings enter a tower.
+
+    Attributes:
+        table: Name of the parameter that holds the embeddings, within the module at the site's path.
+        argument: What that module's forward calls the token ids.
+        positions: Positions that the model has, where it looks them up in a table.
+        anchor: The op that looks the tokens up, where it stands in the forward of that very
+            module; None where a module of its own does nothing else.
+        states: Path of the module that returns the tower's states, one for each position.
+        readers: Paths of the modules that attend to the states: the decoder of an encoder-decoder.
+    """
+
+    table: str
+    argument: str
+    positions: int | None
+    anchor: Anchor | None
+    states: str
+    readers: tuple[str, ...] = ()
 
 
 Place = Projection | Edge | Core | Whole

@@ -37,6 +37,15 @@ FIGURES = [
     # arXiv:2110.07602: length · L · 2 d.
     ("bert_large", "deep prompts length=20 on every layer", 983_040),
     ("bert_large", "deep prompts length=128 on every layer", 6_291_456),
+    # arXiv:2205.05638: 540K, and of its baselines BitFit, 1.3M, with biases that T5 does not have.
+    ("t0_3b", "IA3", 540_672),
+    ("t0_3b", "BitFit add=true on q,k,v,o,up,gate; train norm", 1_331_200),
+    # arXiv:2106.10199, all biases, those of the layer norms and the pooler too.
+    ("bert_base_encoder", "BitFit on linear,norm,head", 102_912),
+    # arXiv:2312.11420: every norm, of GPT-2 medium 49 with two vectors each.
+    ("gpt2_medium", "train norm", 2 * 49 * 1024),
+    # arXiv:2210.08823: 2 d after the six projections and two norms of each block, and the last norm.
+    ("vit_base", "SSF", 12 * 2 * (5 * 768 + 3072 + 2 * 768) + 2 * 768),
     # arXiv:2101.00190, the MLP dropped.
     ("gpt2_medium", "deep prompts length=10 on every layer", 491_520),
 ]

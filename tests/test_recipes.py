@@ -24,6 +24,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta_base": ("RobertaForSequenceClassification", BASE),
     "roberta_large": ("RobertaForSequenceClassification", LARGE),
     "bert_base": ("BertForSequenceClassification", BASE),
+    "bert_base_encoder": ("BertModel", BASE),
     "bert_large": ("BertForSequenceClassification", LARGE),
     "deberta_v2_xxl": (
         "DebertaV2Model",
@@ -41,6 +42,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_medium": (GPT2, {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
     "gpt3_175b": (GPT2, {"n_embd": 12288, "n_layer": 96, "n_head": 96}),
     "llama_7b": ("LlamaForCausalLM", {}),
+    "t0_3b": (
+        "T5ForConditionalGeneration",
+        {
+            "d_model": 2048,
+            "d_ff": 5120,
+            "num_layers": 24,
+            "num_heads": 32,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "vit_base": ("ViTForImageClassification", {}),
 }
 """The class and shape of each model; what is left out is the default of its config."""
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import CHANNEL_NORMS, kind, tensors
+from peft_compiler.analysis.ops import kind, tensors
 from peft_compiler.analysis.places import Matrix, matrix_of_linear, matrix_of_lookup
 from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
 from peft_compiler.analysis.roles.blocks import Blocks
@@ -17,6 +17,7 @@ from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
 from peft_compiler.analysis.roles.feed_forward import Branch
 from peft_compiler.analysis.roles.head_widths import find_head_widths
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
 from peft_compiler.analysis.roles.towers import Towers
 from peft_compiler.site import Anchor, Core, Edge, Place, Role, Site, Whole
 
@@ -86,8 +87,11 @@ class Survey:
     def of_norm(self, path: str, node: fx.Node) -> Iterator[Found]:
         """Yields the site of a module that normalises."""
         shape = fact(self.flow.graph.calls[path][0].outputs[0]).shape
-        width = shape[1 if kind(node) in CHANNEL_NORMS else -1]
-        yield self._found(Role.NORM, node, self._whole(path), (width, width), (f"{kind(node)} in {path}",))
+        affine, channels_first = find_affine(self.flow.graph, path), has_channels_first(node)
+        width = shape[1 if channels_first else -1]
+        size = self.flow.graph.modules[path].size
+        place = Whole(size, affine.weight, affine.bias, channels_first)
+        yield self._found(Role.NORM, node, place, (width, width), (f"{kind(node)} in {path}",))
 
     def of_blocks(self) -> Iterator[Found]:
         """Yields every block as a whole, where its call shows what comes out."""
@@ -99,14 +103,10 @@ class Survey:
                 evidence = (
                     f"repeated in {self.blocks.by_path[path].stack or 'the model'}, with a residual add",
                 )
-                yield self._found(
-                    Role.BLOCK, outputs[0], self._whole(path), (width, width), evidence, path=path
-                )
+                place = Whole(self.flow.graph.modules[path].size)
+                yield self._found(Role.BLOCK, outputs[0], place, (width, width), evidence, path=path)
 
     # ---- the parts of a site
-
-    def _whole(self, path: str) -> Whole:
-        return Whole(self.flow.graph.modules[path].size)
 
     def _core(self, attention: Attention, unknown: tuple[str, ...]) -> Found:
         core = attention.meeting.core

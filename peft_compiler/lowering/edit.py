@@ -25,4 +25,4 @@ class Edit:
         """Whether it joins the host as a whole, whatever the host's forward does inside."""
         if isinstance(self.place, Projection):
             return self.place.anchor is None and self.wiring is not Wiring.ON_WEIGHT
-        return isinstance(self.place, Whole)
+        return isinstance(self.place, Whole) and self.wiring is Wiring.REPLACE

@@ -1,4 +1,4 @@
-"""Places a delta on the rows of a fused projection; every other row gets exactly zero."""
+"""The rows of a fused projection that play one role: taken out, put back, and a delta on them alone."""
 
 import torch
 from torch import Tensor
@@ -22,3 +22,19 @@ def on_rows(delta: Tensor, runs: tuple[tuple[int, int], ...], total: int) -> Ten
         pieces += [delta.new_zeros(*delta.shape[:-1], start - done), delta[..., taken : taken + length]]
         done, taken = start + length, taken + length
     return torch.cat([*pieces, delta.new_zeros(*delta.shape[:-1], total - done)], -1)
+
+
+def take_rows(y: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:
+    """Returns the rows of `runs` of `y` (..., total), as (..., rows)."""
+    pieces = [y[..., start : start + length] for start, length in runs]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+
+def put_rows(y: Tensor, rows: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:
+    """Returns `y` (..., total) with `rows` (..., rows) at the rows of `runs`; the others are copied."""
+    pieces: list[Tensor] = []
+    done = taken = 0
+    for start, length in runs:
+        pieces += [y[..., done:start], rows[..., taken : taken + length]]
+        done, taken = start + length, taken + length
+    return torch.cat([*pieces, y[..., done:]], -1)

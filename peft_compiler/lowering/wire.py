@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_attention import extend_attention
-from peft_compiler.lowering.rows import on_rows
+from peft_compiler.lowering.returned import first_of, with_first
+from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
 from peft_compiler.methods import Wiring
 from peft_compiler.plan import NAMESPACE
 from peft_compiler.site import Anchor, Core, Edge, Projection
@@ -83,19 +84,64 @@ def wire_on_weight(graph: Graph, edit: Edit) -> None:
         take_over(weight, adapted)
 
 
+def wire_before(graph: Graph, edit: Edit) -> None:
+    """h(x) becomes h(m(x)), h being the projection together with all that joined it before."""
+    assert isinstance(edit.place, Projection)
+    data, output = _applied(graph, edit.place)
+    within = {output, *_ancestors_after(data, output)}
+    with graph.inserting_before(min(user for user in data.users if user in within)):
+        adapted = inserted_call(graph, edit, data)
+    data.replace_all_uses_with(adapted, delete_user_cb=within.__contains__, propagate_meta=False)
+    adapted.meta.update({key: data.meta[key] for key in ("shape", "dtype") if key in data.meta})
+    adapted.meta["applied_to"] = data
+
+
 def wire_after(graph: Graph, edit: Edit) -> None:
-    """The activation y on its way into an op becomes m(y)."""
-    assert isinstance(edit.place, Edge)
-    op = anchored(graph, edit.place.anchor)
+    """The activation y of a place becomes m(y)."""
+    match edit.place:
+        case Edge():
+            _after_edge(graph, edit, edit.place)
+        case Projection():
+            _after_projection(graph, edit, edit.place)
+        case _:
+            _after_whole(graph, edit)
+
+
+def _after_edge(graph: Graph, edit: Edit, place: Edge) -> None:
+    op = anchored(graph, place.anchor)
     positions = [
         i for i, argument in enumerate(op.args) if isinstance(argument, Node) and "shape" in argument.meta
     ]
-    position = positions[edit.place.operand]
+    position = positions[place.operand]
     activation = op.args[position]
     with graph.inserting_before(op):
         adapted = inserted_call(graph, edit, activation)
     adapted.meta.update({key: activation.meta[key] for key in ("shape", "dtype")})  # pyright: ignore
     op.update_arg(position, adapted)
+
+
+def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
+    _, output = _applied(graph, place)
+    with graph.inserting_before(output.next):
+        if place.rows is None:
+            adapted = inserted_call(graph, edit, output)
+        else:
+            rows = inserted_call(graph, edit, graph.call_function(take_rows, (output, place.rows.runs)))
+            adapted = graph.call_function(put_rows, (output, rows, place.rows.runs))
+    take_over(output, adapted)
+
+
+def _after_whole(graph: Graph, edit: Edit) -> None:
+    returned = graph.output_node()
+    (result,) = returned.args
+    with graph.inserting_before(returned):
+        if isinstance(result, Node) and "shape" in result.meta:
+            adapted = inserted_call(graph, edit, result)
+            adapted.meta.update({key: result.meta[key] for key in ("shape", "dtype")})
+        else:
+            first = graph.call_function(first_of, (result,))
+            adapted = graph.call_function(with_first, (result, inserted_call(graph, edit, first)))
+    returned.args = (adapted,)
 
 
 def wire_extend_kv(graph: Graph, edit: Edit) -> None:
@@ -119,6 +165,7 @@ def wire_replace(graph: Graph, edit: Edit) -> None:
 WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.BESIDE: wire_beside,
     Wiring.ON_WEIGHT: wire_on_weight,
+    Wiring.BEFORE: wire_before,
     Wiring.AFTER: wire_after,
     Wiring.EXTEND_KV: wire_extend_kv,
     Wiring.REPLACE: wire_replace,
@@ -133,7 +180,26 @@ def _applied(graph: Graph, place: Projection) -> tuple[Any, Node]:
         assert isinstance(output, Node)
         return next(node for node in graph.nodes if node.op == "placeholder"), output
     op = anchored(graph, place.anchor)
-    return op.args[INPUT_OPERAND.get(place.anchor.op, 0)], current(op)
+    data = op.args[INPUT_OPERAND.get(place.anchor.op, 0)]
+    while isinstance(data, Node) and "applied_to" in data.meta:
+        data = data.meta["applied_to"]
+    return data, _with_bias(op, place.bias)
+
+
+def _with_bias(op: Node, bias: str | None) -> Node:
+    """Returns what stands for the output of `op` after earlier edits, with the bias that follows it."""
+    output = current(op)
+    if bias is None or any(_reads(operand, bias) for operand in op.all_input_nodes):
+        return output
+    adds = (user for user in output.users if any(_reads(operand, bias) for operand in user.all_input_nodes))
+    return current(next(adds, output))
+
+
+def _reads(node: Node, parameter: str) -> bool:
+    """Whether a value is a parameter, up to its shape and type."""
+    while node.op in ("call_function", "call_method") and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return node.op == "get_attr" and node.target == parameter
 
 
 def _ancestors_after(old: Node, new: Node) -> set[Node]:

@@ -9,11 +9,17 @@ from peft_compiler.methods._method import Method as Method
 from peft_compiler.methods._method import NoMerge as NoMerge
 from peft_compiler.methods._method import Wiring as Wiring
 from peft_compiler.methods.adapter import Adapter as Adapter
+from peft_compiler.methods.bitfit import BitFit as BitFit
 from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
+from peft_compiler.methods.ia3 import IA3 as IA3
 from peft_compiler.methods.lora import LoRA as LoRA
+from peft_compiler.methods.ssf import SSF as SSF
 from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
 
-AnyMethod = Annotated[Adapter | DeepPrompts | LoRA | TrainedCopy, Field(discriminator="kind")]
+AnyMethod = Annotated[
+    Adapter | BitFit | DeepPrompts | IA3 | LoRA | SSF | TrainedCopy,
+    Field(discriminator="kind"),
+]
 """What a spec may name. This union is the only list of methods."""
 
 METHODS: tuple[type[Method], ...] = get_args(get_args(AnyMethod)[0])

@@ -21,8 +21,10 @@ class Wiring(StrEnum):
     """Projection h: h(x) + m(x), on the site's rows only."""
     ON_WEIGHT = "on_weight"
     """Projection with weight W: m(W) in place of W."""
+    BEFORE = "before"
+    """Projection h: h(m(x)) in place of h(x)."""
     AFTER = "after"
-    """Edge y: m(y) in place of y."""
+    """Edge, projection or whole module that gives y: m(y) in place of y, on the site's rows only."""
     EXTEND_KV = "extend_kv"
     """Attention core: the keys and values m() stand before the core's own."""
     REPLACE = "replace"
@@ -41,8 +43,9 @@ MergeRule = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 A projection's parameters are called `"weight"` and, where it has one, `"bias"`, and hold
 the site's rows only, laid out (out, in, ...), whatever the base's layout; an embedding's
-weight is (out, entries), and stacked experts have one more axis in front. A whole
-module's parameters have the names that the module gives them.
+weight is (out, entries), and stacked experts have one more axis in front. So are the factor
+and the summand that a norm ends in, both of shape (out). The parameters of a module that is
+replaced have the names that the module gives them.
 """
 
 
@@ -67,6 +70,8 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     identity: ClassVar[bool]
     """Whether a fresh insertion leaves the model's output as it was, bit for bit."""
     merge: ClassVar[MergeRule | NoMerge]
+    folds_into: ClassVar[frozenset[str]] = frozenset({"weight"})
+    """The parameters of a site that merging changes."""
 
     kind: str
     """Name of the method in a spec; each subclass narrows it to one literal."""
@@ -97,6 +102,10 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     def wiring(self, site: Site) -> Wiring:
         """Returns how a module built for `site` joins it."""
         return self.attaches[site.role]
+
+    def merge_rule(self, site: Site) -> MergeRule | NoMerge:
+        """Returns how a module built for `site` is merged, or why it cannot be."""
+        return type(self).merge  # of the class: an instance would bind it
 
     @abstractmethod
     def parameter_count(self, site: Site) -> int:

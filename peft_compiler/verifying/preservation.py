@@ -68,9 +68,10 @@ def another_device(subject: Subject) -> str:
 
 def merging(subject: Subject) -> str:
     """Merges, untying where weights are shared, and compares outputs."""
-    rules = [insertion.method for insertion in subject.compilation.plan.insertions]
     without = Counter(
-        f"{method.kind}: {method.merge.because}" for method in rules if isinstance(method.merge, NoMerge)
+        f"{insertion.method.kind}: {rule.because}"
+        for insertion in subject.compilation.plan.insertions
+        if isinstance(rule := insertion.method.merge_rule(insertion.site), NoMerge)
     )
     if without:
         return "not promised: " + "; ".join(f"{count} {reason}" for reason, count in without.items())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peft_compiler.lowering.rows import on_rows
+from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
 from peft_compiler.site import Rows
 
 LAYOUTS = {
@@ -22,3 +22,13 @@ def test_rows(indices: list[int]) -> None:
     expected = torch.zeros(2, 3, 12)
     expected[..., indices] = delta
     assert torch.equal(placed, expected)
+
+
+@pytest.mark.parametrize("indices", LAYOUTS.values(), ids=LAYOUTS)
+def test_rows_are_taken_out_and_put_back(indices: list[int]) -> None:
+    rows = Rows.of(indices, total=12)
+    whole, changed = torch.randn(2, 3, 12), torch.randn(2, 3, len(indices))
+    assert torch.equal(take_rows(whole, rows.runs), whole[..., indices])
+    expected = whole.clone()
+    expected[..., indices] = changed
+    assert torch.equal(put_rows(whole, changed, rows.runs), expected)

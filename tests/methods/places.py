@@ -48,6 +48,12 @@ class Example:
                 return y + inserted(x)
             case Wiring.ON_WEIGHT:
                 return functional_call(host, {"weight": inserted(host.weight)}, (x,))
+            case Wiring.BEFORE:
+                return host(inserted(x))
+            case Wiring.AFTER if site.rows is not None:
+                changed = y.clone()
+                changed[..., list(site.rows.indices)] = inserted(y[..., list(site.rows.indices)])
+                return changed
             case Wiring.AFTER:
                 return inserted(y)
             case Wiring.REPLACE:
@@ -112,5 +118,23 @@ def examples() -> dict[str, Example]:
         "feed-forward edge": Example(Site(Role.FEED_FORWARD, "place", edge, 8, 8), nn.Identity(), x),
         "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8), nn.Identity(), x),
         "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24), nn.Identity(), x),
-        "norm": Example(Site(Role.NORM, "place", Whole(parameters=16), 8, 8), norm, x),
+        ),
+        "norm": Example(Site(Role.NORM, "place", Whole(16, "weight", "bias"), 8, 8), norm, x),
+        "norm without bias": Example(Site(Role.NORM, "place", Whole(8, "weight"), 8, 8), nn.RMSNorm(8), x),
+        "norm of channels": Example(
+            Site(Role.NORM, "place", Whole(16, "weight", "bias", channels_first=True), 8, 8),
+            nn.GroupNorm(2, 8),
+            wide,
+        ),
+        "key": projection("linear", nn.Linear(8, 6), x, role=Role.KEY),
+        "rows of a value": projection("transposed", Conv1D(6, 8), x, rows=ROWS, role=Role.VALUE),
+        "down": projection("linear", nn.Linear(8, 6), x, role=Role.DOWN),
+        "transposed down": projection("transposed", Conv1D(6, 8), x, role=Role.DOWN),
+        "conv1d down": projection("conv", nn.Conv1d(8, 6, 3, padding=1), wide, role=Role.DOWN),
+        "down of experts": projection(
+            "experts", Experts(transposed=False), torch.randn(3, 4, 8), role=Role.DOWN
+        ),
+        "down of transposed experts": projection(
+            "transposed_experts", Experts(transposed=True), torch.randn(3, 4, 8), role=Role.DOWN
+        ),
     }
