@@ -32,6 +32,8 @@ class Role(StrEnum):
     """Where queries, keys, values and the mask meet."""
     BLOCK = "block"
     """The output of a whole block."""
+    INPUT = "input"
+    """Where token embeddings enter a tower."""
 
 
 class Tower(StrEnum):
@@ -76,6 +78,7 @@ SHORT_NAMES: Mapping[str, frozenset[Role]] = {
     "norm": frozenset({Role.NORM}),
     "router": frozenset({Role.ROUTER}),
     "block": frozenset({Role.BLOCK}),
+    "input": frozenset({Role.INPUT}),
 }
 """What a user writes, and the roles that it may stand for; a method takes those that it attaches to.
 
@@ -251,7 +254,7 @@ class Input:
     readers: tuple[str, ...] = ()
 
 
-Place = Projection | Edge | Core | Whole
+Place = Projection | Edge | Core | Whole | Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,7 @@ class Site:
         role: What the place is for.
         path: The module in whose forward it stands, such as `"model.layers.0.self_attn.q_proj"`.
         place: What exactly, within that module.
-        width_in: Size of the last axis of what flows in (an embedding: its entries; a
+        width_in: Size of the last axis of what flows in (an embedding or an input: its entries; a
             convolution: its input channels).
         width_out: Size of the last axis of what flows out, counting only the role's rows.
         layer: Index of its block in its tower, from 0; None outside the blocks.

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from peft_compiler.methods import Wiring
-from peft_compiler.site import Anchor, Core, Edge, Projection, Role, Rows, Site, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Projection, Role, Rows, Site, Whole
 
 ANCHOR = Anchor((("Block.forward", 42),), "add")
 ROWS = Rows.of([0, 1, 4, 5], total=6)
@@ -58,7 +58,7 @@ class Example:
                 return inserted(y)
             case Wiring.REPLACE:
                 return inserted(x)
-            case Wiring.EXTEND_KV:
+            case Wiring.EXTEND_KV | Wiring.EXTEND_INPUT:
                 return inserted()
 
 
@@ -118,6 +118,10 @@ def examples() -> dict[str, Example]:
         "feed-forward edge": Example(Site(Role.FEED_FORWARD, "place", edge, 8, 8), nn.Identity(), x),
         "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8), nn.Identity(), x),
         "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24), nn.Identity(), x),
+        "input": Example(
+            Site(Role.INPUT, "place", Input("0.weight", "input_ids", 64, None, "place"), 8, 6),
+            nn.Sequential(nn.Embedding(8, 6)),
+            ids,
         ),
         "norm": Example(Site(Role.NORM, "place", Whole(16, "weight", "bias"), 8, 8), norm, x),
         "norm without bias": Example(Site(Role.NORM, "place", Whole(8, "weight"), 8, 8), nn.RMSNorm(8), x),
