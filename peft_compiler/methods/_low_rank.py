@@ -106,7 +106,7 @@ class ConvLoRA(LowRank):
 
     @override
     def delta(self) -> Float[Tensor, "d_out d_in"]:
-        return self.scale * grouped_product(self.up, self.down, self.groups)
+        return self.scale * grouped_product(self.up.flatten(1), self.down.flatten(1), self.groups)
 
 
 class Pad(nn.Module):
@@ -182,8 +182,11 @@ class Shifted(Update):
         return self.update.delta()
 
 
-def grouped_product(up: Tensor, down: Tensor, groups: int) -> Float[Tensor, "d_out d_in"]:
-    """Returns B A as a matrix, each group of channels from its own part of A and B."""
-    rank = down.shape[0] // groups
-    product = up.reshape(groups, -1, rank) @ down.reshape(groups, rank, -1)
+def grouped_product(
+    up: Float[Tensor, "*experts d_out r"], down: Float[Tensor, "*experts rank d_in"], groups: int
+) -> Float[Tensor, "*experts d_out d_in"]:
+    """Returns B A, for several groups of channels each from its own part of A and B."""
+    if groups == 1:
+        return up @ down
+    product = up.unflatten(0, (groups, -1)) @ down.unflatten(0, (groups, -1))
     return product.flatten(0, 1)

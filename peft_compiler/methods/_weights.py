@@ -3,14 +3,14 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from peft_compiler.site import Projection, Rows, Site
+from peft_compiler.site import Projection, Site
 
 TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
 """Forms of a projection whose last axis is the output."""
@@ -37,10 +37,31 @@ def stack_of(site: Site) -> tuple[int, ...]:
     return () if site.experts is None else (site.experts,)
 
 
+def rank_problems(r: int, site: Site) -> Iterator[str]:
+    """Yields each reason why a weight cannot be updated in rank r."""
+    fan_in, groups = fan_in_of(site), groups_of(site)
+    limit = min(site.width_out, groups * fan_in)
+    if r > limit:
+        yield f"r={r} exceeds the rank of a {site.width_out} x {fan_in} weight: take r <= {limit}"
+    if r % groups:
+        yield f"r={r} does not divide among {groups} groups of channels: take a multiple of {groups}"
+    if form_of(site) == "conv" and site.rows is not None:
+        yield "the role has only some channels of a convolution: choose a place that has all of them"
+
+
 def matrix_of(site: Site, host: nn.Module) -> Tensor:
     """Returns the site's rows of the host's weight as (*experts, out, in), in the host's dtype."""
     assert isinstance(site.place, Projection)
-    return Narrowed(site).rows_of(host.get_parameter(site.place.weight).detach())
+    weight = host.get_parameter(site.place.weight).detach()
+    return Narrowed(site).to(weight.device).rows_of(weight)
+
+
+def taken(values: Tensor) -> Tensor:
+    """Returns values of a host as an inserted module starts with them: in float32, on the CPU, its own.
+
+    A host on the meta device has none to give: then they are there too.
+    """
+    return (values if values.is_meta else values.cpu()).float().contiguous().clone()
 
 
 def fold(inserted: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -73,24 +94,27 @@ class Narrowed(nn.Module):
         super().__init__()
         self.transposed = form_of(site) in TRANSPOSED
         self.flattened = form_of(site) == "conv"
-        self.axis = len(stack_of(site))
-        rows = torch.tensor(site.rows.indices) if isinstance(site.rows, Rows) else None
+        self.axis = -1 if self.transposed else len(stack_of(site))
+        rows = None if site.rows is None else torch.tensor(site.rows.indices)
         self.register_buffer("rows", rows, persistent=False)
 
-    def rows_of(self, weight: Tensor) -> Tensor:
-        """Returns the site's rows of a whole weight, as (*experts, out, in)."""
-        by_output = weight.mT if self.transposed else weight
-        rows = by_output if self.rows is None else by_output.index_select(self.axis, self.rows)
-        return rows.flatten(1) if self.flattened else rows
+    def rows_of(self, weight: Tensor) -> Float[Tensor, "*experts d_out d_in"]:
+        """Returns the site's rows of a whole weight."""
+        rows = weight if self.rows is None else weight.index_select(self.axis, self.rows)
+        return rows.mT if self.transposed else rows.flatten(1) if self.flattened else rows
 
-    def with_rows(self, weight: Tensor, rows: Tensor) -> Tensor:
-        """Returns a whole weight with new values for the site's rows; the others are copied."""
-        by_output = weight.mT if self.transposed else weight
+    def with_rows(self, weight: Tensor, rows: Float[Tensor, "*experts d_out d_in"]) -> Tensor:
+        """Returns a whole weight with new values for the site's rows; the others are copied.
+
+        In memory it lies as the host's does, because products of matrices that lie otherwise
+        are rounded otherwise.
+        """
+        laid_out = rows.mT if self.transposed else rows
         if self.rows is None:
-            by_output = rows.reshape(by_output.shape)
-        else:
-            by_output = by_output.index_copy(self.axis, self.rows, rows)
-        return by_output.mT if self.transposed else by_output
+            return laid_out.reshape(weight.shape).contiguous()
+        if self.flattened:
+            laid_out = laid_out.reshape(-1, *weight.shape[1:])
+        return weight.index_copy(self.axis, self.rows, laid_out)
 
 
 class WeightMap(Narrowed, ABC):

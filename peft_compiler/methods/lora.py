@@ -37,7 +37,17 @@ from peft_compiler.methods._low_rank import (
     Shifted,
 )
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._weights import Added, fan_in_of, fold, form_of, groups_of, matrix_of, stack_of
+from peft_compiler.methods._weights import (
+    Added,
+    fan_in_of,
+    fold,
+    form_of,
+    groups_of,
+    matrix_of,
+    rank_problems,
+    stack_of,
+    taken,
+)
 from peft_compiler.site import PROJECTIONS, Projection, Role, Site
 
 
@@ -60,7 +70,7 @@ class LoRA(Method, frozen=True):
     paper: ClassVar[str] = "arXiv:2106.09685"
     attaches: ClassVar[Mapping[Role, Wiring]] = dict.fromkeys(sorted(PROJECTIONS), Wiring.BESIDE)
     spoken: ClassVar[tuple[str, ...]] = ("lora", "low-rank update")
-    spoken_fields: ClassVar[Mapping[str, str]] = {"rank": "r", "rslora": "rank_stabilised"}
+    spoken_fields: ClassVar[Mapping[str, str]] = {"rank": "r"}
     default_roles: ClassVar[tuple[Role, ...]] = (Role.QUERY, Role.VALUE)
     identity: ClassVar[bool] = True
     merge: ClassVar[MergeRule | NoMerge] = fold_with_bias
@@ -95,14 +105,8 @@ class LoRA(Method, frozen=True):
         yield from super().problems(site)
         if not isinstance(site.place, Projection):
             return
-        form, fan_in, groups = site.place.form, fan_in_of(site), groups_of(site)
-        limit = min(site.width_out, groups * fan_in)
-        if self.r > limit:
-            yield f"r={self.r} exceeds the rank of a {site.width_out} x {fan_in} weight: take r <= {limit}"
-        if self.r % groups:
-            yield f"r={self.r} does not divide among {groups} groups of channels: take a multiple of {groups}"
-        if form == "conv" and site.rows is not None:
-            yield "the role has only some channels of a convolution: choose a place that has all of them"
+        yield from rank_problems(self.r, site)
+        form, groups = site.place.form, groups_of(site)
         if form == "conv" and site.place.anchor is not None:
             yield "the convolution is no module of its own, which would tell its stride: choose another place"
         if self.dropout and form not in ("linear", "transposed", "conv"):
@@ -187,15 +191,11 @@ def principal(weight: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
     """Returns A and B such that scale · B A is the best approximation of rank r, the values split evenly."""
     u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (s[..., :r] / scale).sqrt()
-    return _owned(root[..., None] * v[..., :r, :]), _owned(u[..., :r] * root[..., None, :])
+    return taken(root[..., None] * v[..., :r, :]), taken(u[..., :r] * root[..., None, :])
 
 
 def orthogonal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """Returns the first r rows of R and the first r columns of Q as A and B."""
     q, r_factor = torch.linalg.qr(weight.float())
-    return _owned(r_factor[..., :r, :]), _owned(q[..., :r])
+    return taken(r_factor[..., :r, :]), taken(q[..., :r])
 
-
-def _owned(factor: Tensor) -> Tensor:
-    # Wherever the host is, an inserted module is built on the CPU, unless there are no values at all.
-    return (factor if factor.is_meta else factor.cpu()).contiguous().clone()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from peft_compiler.errors import PlanError
+from peft_compiler.methods import Wiring
 from peft_compiler.plan import Insertion, Plan
 from peft_compiler.planning.binding import Binding, bind
 from peft_compiler.planning.clashes import clashes
@@ -16,6 +17,9 @@ from peft_compiler.spec.select import depths_of
 def make_plan(spec: Spec, sites: tuple[Site, ...], base_parameters: int) -> Plan:
     """Returns the plan for a model with these `sites`: rule by rule, each in the order of the sites.
 
+    What maps a weight comes before everything else, so that the plan is the order in which
+    insertions at one projection take effect.
+
     Raises:
         PlanError: If a rule does not fit, or two rules do not fit together; every problem is listed.
     """
@@ -24,7 +28,9 @@ def make_plan(spec: Spec, sites: tuple[Site, ...], base_parameters: int) -> Plan
     problems += clashes(bindings)
     if problems:
         raise PlanError("the spec does not fit this model", problems)
-    return Plan(spec, tuple(_insertions(bindings, sites)), base_parameters)
+    # What maps a weight sees the base's own; what joins the projection from outside comes after it.
+    ordered = sorted(_insertions(bindings, sites), key=lambda i: i.wiring is not Wiring.ON_WEIGHT)
+    return Plan(spec, tuple(ordered), base_parameters)
 
 
 def _insertions(bindings: tuple[Binding, ...], sites: tuple[Site, ...]) -> Iterator[Insertion]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from peft_compiler.lowering.lower import lower
-from peft_compiler.methods import Wiring
 from peft_compiler.plan import Insertion, Plan, is_inserted
 from peft_compiler.site import Projection
 from peft_compiler.verifying.outputs import equal, run, tensors_of
@@ -86,7 +85,7 @@ def _fused(subject: Subject) -> dict[str, list[Insertion]]:
 
 def _stands_alone(insertion: Insertion) -> bool:
     place = insertion.site.place
-    return isinstance(place, Projection) and place.anchor is None and insertion.wiring is Wiring.BESIDE
+    return isinstance(place, Projection) and place.anchor is None and insertion.site.experts is None
 
 
 def _fused_outputs(

@@ -7,9 +7,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+import peft_compiler as pc
 from peft_compiler.methods import LoRA, Wiring
 from peft_compiler.methods._weights import matrix_of
 from peft_compiler.site import Projection, Role, Site
+from tests import zoo
 from tests.methods.places import ANCHOR, examples
 
 EXAMPLES = examples()
@@ -192,3 +194,10 @@ def test_a_trained_bias_is_a_shift_of_the_site_s_rows() -> None:
     module = built(LoRA(r=2, bias=True), "rows of a linear")
     nn.init.ones_(module.shift)
     assert torch.equal(module(torch.randn(3, 8)), torch.ones(3, 4))
+
+
+def test_ranks_may_differ_by_role_and_layer() -> None:
+    spec = "LoRA r=2 on q; LoRA r=4 on v of layers 0; LoRA r=8 alpha=2 on v of layers 1"
+    planned = pc.plan(zoo.build("llama"), spec)
+    ranks = {(i.site.role, i.site.layer): i.method.model_dump()["r"] for i in planned.insertions}
+    assert ranks == {(Role.QUERY, 0): 2, (Role.QUERY, 1): 2, (Role.VALUE, 0): 4, (Role.VALUE, 1): 8}

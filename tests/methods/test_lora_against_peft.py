@@ -20,7 +20,7 @@ FACTORS = {"down": "lora_A.default.weight", "up": "lora_B.default.weight"}
         ("llama", "LoRA r=4 alpha=6 on q,v", ["q_proj", "v_proj"], {}, FACTORS),
         (
             "llama",
-            "LoRA r=4 alpha=6 rslora=true on up,o",
+            "LoRA r=4 alpha=6 rank_stabilised=true on up,o",
             ["up_proj", "o_proj"],
             {"use_rslora": True},
             FACTORS,

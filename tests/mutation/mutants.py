@@ -82,8 +82,8 @@ MUTANTS = (
     Mutant(
         "other rows of stacked experts are untouched",
         "methods/_weights.py",
-        "rows = torch.tensor(site.rows.indices)",
-        "rows = torch.arange(len(site.rows))",
+        "else torch.tensor(site.rows.indices)",
+        "else torch.arange(len(site.rows))",
         "methods/test_lora.py::test_other_rows_of_experts_are_the_very_same_numbers",
     ),
     Mutant(

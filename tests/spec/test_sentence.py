@@ -134,7 +134,8 @@ WRONG = {
           LoRA on q,v and adapters after FFN
                           ^^^^^^^^""",
     "lora rnak 8": """
-        found 'rnak', expected a setting (r, alpha, dropout, rank), `on`, `after`, `of`, `in`, `at`, \
+        found 'rnak', expected a setting (r, alpha, dropout, rank_stabilised, bias, init, freeze_a, \
+rank), `on`, `after`, `of`, `in`, `at`, \
 `except`, `expect` or the end; did you mean 'rank'?
           lora rnak 8
                ^^^^""",
