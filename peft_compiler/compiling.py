@@ -23,7 +23,9 @@ Source = Spec | Mapping[str, Any] | Path | str
 """A spec, a dict, the path of a file, or a sentence."""
 
 
-def compile(model: nn.Module, spec: Source, example_inputs: Any = None, seed: int = 0) -> nn.Module:
+def compile(
+    model: nn.Module, spec: Source, example_inputs: Any = None, seed: int = 0, tokenizer: Any = None
+) -> nn.Module:
     """Returns `model` rewritten by `spec`, with everything but the inserted parameters frozen.
 
     The result shares the weights of `model`, is an instance of its class and of
@@ -35,6 +37,7 @@ def compile(model: nn.Module, spec: Source, example_inputs: Any = None, seed: in
         spec: A sentence such as `"LoRA r=8 on q,v"`, a path to a spec file, a dict or a `Spec`.
         example_inputs: What its forward takes: a dict, a tuple or a tensor. Derived when left out.
         seed: Decides the initial values, with each insertion's path.
+        tokenizer: Reads the texts in the spec, if it holds any: has `encode` as those of transformers do.
 
     Raises:
         SpecError: If `spec` is not one.
@@ -42,11 +45,11 @@ def compile(model: nn.Module, spec: Source, example_inputs: Any = None, seed: in
         PlanError: If the spec does not fit the model; every reason is listed.
         LoweringError: If a place cannot be rewritten.
     """
-    graph, planned = _planned(model, spec, example_inputs)
+    graph, planned = _planned(model, spec, example_inputs, tokenizer)
     return lower(model, planned, seed, _by_keyword(model, graph))
 
 
-def plan(model: nn.Module, spec: Source, example_inputs: Any = None) -> Plan:
+def plan(model: nn.Module, spec: Source, example_inputs: Any = None, tokenizer: Any = None) -> Plan:
     """Returns what `compile` would insert, without touching `model`, which may be on the meta device.
 
     Raises:
@@ -54,7 +57,7 @@ def plan(model: nn.Module, spec: Source, example_inputs: Any = None) -> Plan:
         CaptureError: If the model cannot be run once.
         PlanError: If the spec does not fit the model; every reason is listed.
     """
-    return _planned(model, spec, example_inputs)[1]
+    return _planned(model, spec, example_inputs, tokenizer)[1]
 
 
 def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]:
@@ -66,8 +69,11 @@ def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]
     return sites_of(capture(model, example_inputs))
 
 
-def _planned(model: nn.Module, spec: Source, example_inputs: Any) -> tuple[ModuleGraph, Plan]:
+def _planned(
+    model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
+) -> tuple[ModuleGraph, Plan]:
     read = read_spec(spec)
+    read = read if tokenizer is None else read.tokenized(tokenizer)
     if is_compiled(model):
         raise PlanError(
             f"this {type(model).__name__} is compiled already; "

@@ -15,6 +15,7 @@ from peft_compiler.analysis.roles.edges import find_joinings
 from peft_compiler.analysis.roles.embeddings_and_heads import find_heads, find_lookups
 from peft_compiler.analysis.roles.feed_forward import find_branches
 from peft_compiler.analysis.roles.fused_rows import RowProbe
+from peft_compiler.analysis.roles.inputs import find_entrances
 from peft_compiler.analysis.roles.linears import find_dataflow
 from peft_compiler.analysis.roles.norms import find_norms
 from peft_compiler.analysis.roles.residuals import find_residuals
@@ -51,9 +52,13 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     blocks = find_blocks(graph.modules, [fact(node).module for node in residuals or cores])
     survey = Survey(flow, blocks, find_towers(flow, blocks, attentions))
     taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
+    norms = find_norms(flow)
     heads = find_heads(flow, lambda node: node in taken or blocks.holding(fact(node).module) is not None)
+    lookups = find_lookups(flow)
+    entrances = find_entrances(flow, blocks, attentions, lookups)
     found = [
-        *(site for lookup in find_lookups(flow) for site in survey.of_lookup(lookup)),
+        *(site for lookup in lookups for site in survey.of_lookup(lookup)),
+        *(site for entrance in entrances for site in survey.of_entrance(entrance)),
         *(site for attention in attentions for site in survey.of_attention(attention)),
         *(site for branch in branches for site in survey.of_branch(branch)),
         *(
@@ -66,7 +71,7 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
             for router in find_routers(flow)
             for site in survey.of_linear(Role.ROUTER, router, "its output becomes an index into a weight")
         ),
-        *(site for path, node in find_norms(flow).items() for site in survey.of_norm(path, node)),
+        *(site for path, node in norms.items() for site in survey.of_norm(path, node)),
         *(
             site
             for head in heads

@@ -1,7 +1,7 @@
 """Puts what the roles found into sites, each with its place, its layer and the ops that prove it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,10 +16,11 @@ from peft_compiler.analysis.roles.edges import Joining
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
 from peft_compiler.analysis.roles.feed_forward import Branch
 from peft_compiler.analysis.roles.head_widths import find_head_widths
+from peft_compiler.analysis.roles.inputs import Entrance
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
 from peft_compiler.analysis.roles.towers import Towers
-from peft_compiler.site import Anchor, Core, Edge, Place, Role, Site, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Place, Role, Site, Whole
 
 _MOST_STEPS_TOLD = 8
 _OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
@@ -45,6 +46,28 @@ class Survey:
         matrix = matrix_of_lookup(self.flow, lookup)
         evidence = (f"{kind(lookup.node)} by the input {lookup.source}",)
         yield self._matrix(Role.EMBEDDING, lookup.node, matrix, None, evidence)
+
+    def of_entrance(self, entrance: Entrance) -> Iterator[Found]:
+        """Yields the input of a tower; nothing where its module holds no table."""
+        lookup, path = entrance.lookup, entrance.path
+        prefix = f"{path}." if path else ""
+        tables = [name for name in self.flow.graph.parameters[lookup.table] if name.startswith(prefix)]
+        if not tables:
+            return
+        place = Input(
+            table=tables[0].removeprefix(prefix),
+            # Below the root, only transformers' own name for it is known.
+            argument="input_ids" if path else lookup.source,
+            positions=entrance.positions,
+            anchor=fact(lookup.node).anchor if fact(lookup.node).module == path else None,
+            states=entrance.states,
+            readers=entrance.readers,
+        )
+        widths = (fact(lookup.table).shape[0], fact(lookup.node).shape[-1])
+        evidence = f"{kind(lookup.node)} {self._where(lookup.node)} → the first block in {entrance.stack}"
+        found = self._found(Role.INPUT, lookup.node, place, widths, (evidence,), path=path)
+        tower = self.towers.towers.get(entrance.stack)
+        yield Found(found.order, replace(found.site, layer=None, tower=tower))
 
     def of_linear(self, role: Role, linear: Linear, evidence: str) -> Iterator[Found]:
         """Yields the site of a whole linear; nothing where its weight is no parameter."""

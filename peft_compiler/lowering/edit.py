@@ -3,7 +3,33 @@
 from dataclasses import dataclass
 
 from peft_compiler.methods import Wiring
-from peft_compiler.site import Place, Projection, Whole
+from peft_compiler.site import Anchor, Input, Place, Projection, Whole
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The states that a module returns, of which those of prompts are to be dropped.
+
+    Attributes:
+        length: How many.
+        within: Whether the tower's module, around this one, drops what this one leaves.
+    """
+
+    length: int
+    within: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The states that a module is given to attend to, which hold more positions than its mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The op that looks tokens up: the one at `anchor`, or else the child that holds the table."""
+
+    module: str
+    anchor: Anchor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +44,16 @@ class Edit:
 
     name: str
     wiring: Wiring
-    place: Place
+    place: Place | States | Reader | Lookup
+
+    @property
+    def of_call(self) -> bool:
+        """Whether it changes what the host is called with and what it returns, by name."""
+        return isinstance(self.place, Input | States | Reader)
 
     @property
     def around(self) -> bool:
         """Whether it joins the host as a whole, whatever the host's forward does inside."""
         if isinstance(self.place, Projection):
             return self.place.anchor is None and self.wiring is not Wiring.ON_WEIGHT
-        return isinstance(self.place, Whole) and self.wiring is Wiring.REPLACE
+        return self.of_call or (isinstance(self.place, Whole) and self.wiring is Wiring.REPLACE)

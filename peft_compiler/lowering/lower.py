@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
 from peft_compiler.lowering.signature import nearest_config
 from peft_compiler.methods import Wiring
-from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
+from peft_compiler.methods._frozen import FrozenPair
+from peft_compiler.plan import NAMESPACE, Plan, is_inserted
 
 
 def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> nn.Module:
@@ -29,11 +32,7 @@ def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, 
         LoweringError: If a place cannot be rewritten.
     """
     compiled = shared_copy(model)
-    by_path: dict[str, list[Insertion]] = {}
-    for insertion in plan.insertions:
-        by_path.setdefault(insertion.site.path, []).append(insertion)
-    for path, insertions in by_path.items():
-        _insert(compiled, path, insertions, seed)
+    _insert(compiled, plan, seed)
     _rewrite_fused_ancestors(compiled)
     _rewrite_root(compiled)
     freeze_statistics(compiled)
@@ -89,23 +88,46 @@ def warm_up(compiled: nn.Module) -> None:
             module.training = training
 
 
-def _insert(compiled: nn.Module, path: str, insertions: list[Insertion], seed: int) -> None:
-    host = compiled.get_submodule(path)
-    if hasattr(host, NAMESPACE):
-        raise LoweringError(
-            f"{path or 'the model'} already has an attribute {NAMESPACE!r}, where insertions would live"
-        )
-    inserted = nn.ModuleDict()
-    for insertion in insertions:
+def _insert(compiled: nn.Module, plan: Plan, seed: int) -> None:
+    """Builds every insertion from the plain model, then puts all in and rewrites what they join."""
+    built: dict[str, nn.ModuleDict] = {}
+    edits: dict[str, list[Edit]] = {}
+    frozen: dict[Hashable, FrozenPair] = {}
+    for insertion in plan.insertions:
+        path, name = insertion.site.path, insertion.name
+        host = compiled.get_submodule(path)
         module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
-        inserted[insertion.name] = module.to(*_home_of(host, compiled))
-    inserted.train(host.training)
-    edits = tuple(Edit(insertion.name, insertion.wiring, insertion.site.place) for insertion in insertions)
-    flavour = Flavour.AROUND if all(edit.around for edit in edits) else Flavour.INSIDE
-    if flavour is Flavour.INSIDE and any(edit.wiring is Wiring.REPLACE for edit in edits):
-        raise LoweringError(f"{path}: {type(host).__name__} would be both rewritten inside and replaced")
-    rewrite(host, edits, nearest_config(compiled, path), flavour)
-    host.add_module(NAMESPACE, inserted)
+        built.setdefault(path, nn.ModuleDict())[name] = module.to(*_home_of(host, compiled))
+        share_alike(module, frozen)
+        if insertion.wiring is Wiring.EXTEND_INPUT:
+            for where, edit in edits_of(insertion, host, len(module())):
+                edits.setdefault(where, []).append(edit)
+        else:
+            edits.setdefault(path, []).append(Edit(name, insertion.wiring, insertion.site.place))
+    for path, inserted in built.items():
+        host = compiled.get_submodule(path)
+        if hasattr(host, NAMESPACE):
+            where = path or "the model"
+            raise LoweringError(
+                f"{where} already has an attribute {NAMESPACE!r}, where insertions would live"
+            )
+        host.add_module(NAMESPACE, inserted.train(host.training))
+    for path, joined in edits.items():
+        rewrite(
+            compiled.get_submodule(path),
+            tuple(joined),
+            nearest_config(compiled, path),
+            _flavour(compiled, path, joined),
+        )
+
+
+def _flavour(compiled: nn.Module, path: str, edits: list[Edit]) -> Flavour:
+    if all(edit.around for edit in edits):
+        return Flavour.AROUND
+    if any(edit.wiring is Wiring.REPLACE for edit in edits):
+        name = type(compiled.get_submodule(path)).__name__
+        raise LoweringError(f"{path}: {name} would be both rewritten inside and replaced")
+    return Flavour.BOTH if any(edit.of_call for edit in edits) else Flavour.INSIDE
 
 
 def _rewrite_fused_ancestors(compiled: nn.Module) -> None:

@@ -8,7 +8,7 @@ from itertools import groupby
 _SHORTER = (
     (re.compile(r";  [\w = ]+ = None$", re.MULTILINE), ""),
     (re.compile(r"^( +)\w+ = (peft_compiler_lowering_guards_)", re.MULTILINE), r"\1\2"),
-    (re.compile(r"\bpeft_compiler_lowering_(guards|prompted|rows|extend_attention|values)_"), "pc."),
+    (re.compile(r"\bpeft_compiler_lowering_(guards|prompted(_input)?|rows|extend_attention|values)_"), "pc."),
     (re.compile(r"\b(transformers|torch)_(\w+?_)*(?=[A-Z])"), ""),
     (re.compile(r"\btorch\._C\._nn\."), "functional."),
 )

@@ -24,6 +24,7 @@ from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
+from peft_compiler.lowering.extend_input import open_graph
 from peft_compiler.lowering.guards import GuardFailed
 from peft_compiler.lowering.readable import Section, readable
 from peft_compiler.lowering.signature import signature_of
@@ -39,6 +40,8 @@ class Flavour(StrEnum):
     """Insertions join the module as a whole: one fixed graph, known in advance."""
     INSIDE = "inside"
     """The module is rewritten inside: a graph for each signature of calls."""
+    BOTH = "both"
+    """Some insertions change how it is called, others join it inside: a fixed graph around those."""
     KEPT = "kept"
     """Nothing joins it: the original forward runs, and its graph is traced when looked at."""
 
@@ -182,7 +185,8 @@ def _blank(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...])
 
 def _class_for(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> type[nn.Module]:
     # A fixed graph belongs to its class; the others are kept by each module.
-    return _make_class(original, flavour, edits if flavour is Flavour.AROUND else ())
+    fixed = {Flavour.AROUND: edits, Flavour.BOTH: tuple(edit for edit in edits if edit.of_call)}
+    return _make_class(original, flavour, fixed.get(flavour, ()))
 
 
 @functools.cache
@@ -196,17 +200,21 @@ def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, 
         name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")
     }
     own |= {"original": original, "flavour": flavour}
-    if flavour is Flavour.AROUND:
-        own["fixed"] = fixed_variant(original, edits)
-        own["forward"] = own["fixed"].run
-    if flavour is Flavour.INSIDE:
+    if flavour in (Flavour.INSIDE, Flavour.BOTH):
         own["forward"] = _dispatching(original)
+    if flavour in (Flavour.AROUND, Flavour.BOTH):
+        own["fixed"] = fixed_variant(original, own.get("forward", original.forward), edits)
+        own["forward"] = functools.wraps(original.forward)(own["fixed"].run)
     metaclass: Any = type(original)
     return metaclass(original.__name__, (Rewritten, original), inherited | own)
 
 
-def fixed_variant(original: type[nn.Module], edits: tuple[Edit, ...]) -> Variant:
-    """Returns the graph of a module that insertions join as a whole: the host's forward, `edits` around."""
+def fixed_variant(
+    original: type[nn.Module], forward: Callable[..., Any], edits: tuple[Edit, ...]
+) -> Variant:
+    """Returns the graph of a module that insertions join as a whole: `forward`, and `edits` around it."""
+    if any(edit.of_call for edit in edits):
+        return finished(open_graph(original, forward), edits, ())
     graph = Graph()
     graph._graph_namespace.create_name("self", None)  # pyright: ignore[reportPrivateUsage]
     positional: list[Node] = []
@@ -263,7 +271,8 @@ def _traced(module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwarg
     """Traces the original forward for this call, applies the edits and keeps the result."""
     tracer = LocalTracer(module)
     graph = tracer.trace(module.original.forward, args, kwargs)
-    variant = finished(graph, module.rewriting.edits, tuple(tracer.arguments))
+    inside = tuple(edit for edit in module.rewriting.edits if not edit.of_call)
+    variant = finished(graph, inside, tuple(tracer.arguments))
     module.rewriting.variants.setdefault(signature, []).insert(0, variant)
     return variant
 

@@ -11,13 +11,19 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.edit import Edit, Lookup, Reader, States
 from peft_compiler.lowering.extend_attention import extend_attention
+from peft_compiler.lowering.extend_input import (
+    drop_prompts,
+    exchange_embeddings,
+    extend_input,
+    extend_reader,
+)
 from peft_compiler.lowering.returned import first_of, with_first
 from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
 from peft_compiler.methods import Wiring
 from peft_compiler.plan import NAMESPACE
-from peft_compiler.site import Anchor, Core, Edge, Projection
+from peft_compiler.site import Anchor, Core, Edge, Input, Projection
 
 INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
 """Which tensor operand of an op is the data, where it is not the first."""
@@ -206,9 +212,27 @@ def _ancestors_after(old: Node, new: Node) -> set[Node]:
     """Nodes between `old` and `new` on which `new` depends."""
     found: set[Node] = set()
     todo = [new]
+def wire_extend_input(graph: Graph, edit: Edit) -> None:
+    """Embeddings of tokens are preceded by those of m()."""
+    match edit.place:
+        case Input():
+            host = anchored(graph, None)
+            with graph.inserting_before(host):
+                prompts = inserted_call(graph, edit)
+            extend_input(graph, host, edit.place, prompts)
+        case States():
+            drop_prompts(graph, anchored(graph, None), edit.place)
+        case Reader():
+            extend_reader(graph, anchored(graph, None))
+        case _:
+            assert isinstance(edit.place, Lookup)
+            take_over(*exchange_embeddings(graph, edit.place, lambda: inserted_call(graph, edit)))
+
+
     while todo:
         for node in todo.pop().all_input_nodes:
             if node is not old and node not in found and old < node:
                 found.add(node)
                 todo.append(node)
     return found
+    Wiring.EXTEND_INPUT: wire_extend_input,

@@ -11,13 +11,17 @@ from peft_compiler.methods._method import Wiring as Wiring
 from peft_compiler.methods.adapter import Adapter as Adapter
 from peft_compiler.methods.bitfit import BitFit as BitFit
 from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
+from peft_compiler.methods.dora import DoRA as DoRA
 from peft_compiler.methods.ia3 import IA3 as IA3
 from peft_compiler.methods.lora import LoRA as LoRA
+from peft_compiler.methods.prompt import Prompt as Prompt
+from peft_compiler.methods.randlora import RandLoRA as RandLoRA
 from peft_compiler.methods.ssf import SSF as SSF
 from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
+from peft_compiler.methods.vera import VeRA as VeRA
 
 AnyMethod = Annotated[
-    Adapter | BitFit | DeepPrompts | IA3 | LoRA | SSF | TrainedCopy,
+    Adapter | BitFit | DeepPrompts | DoRA | IA3 | LoRA | Prompt | RandLoRA | SSF | TrainedCopy | VeRA,
     Field(discriminator="kind"),
 ]
 """What a spec may name. This union is the only list of methods."""

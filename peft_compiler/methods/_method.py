@@ -32,6 +32,8 @@ class Wiring(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+    EXTEND_INPUT = "extend_input"
+    """Input: the embeddings m() stand before those of the tokens."""
 class NoMerge:
     """Declared in place of a merge rule by a method that has none."""
 
@@ -72,6 +74,8 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     merge: ClassVar[MergeRule | NoMerge]
     folds_into: ClassVar[frozenset[str]] = frozenset({"weight"})
     """The parameters of a site that merging changes."""
+    default_decoder: ClassVar[bool | None] = None
+    """When a rule names no tower: only in the decoder of an encoder-decoder, never, or in both (None)."""
 
     kind: str
     """Name of the method in a spec; each subclass narrows it to one literal."""
@@ -98,6 +102,10 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         if site.role not in self.attaches:
             allowed = ", ".join(sorted(self.attaches))
             yield f"{self.kind} attaches to {allowed}; this place is {site.role}"
+    def tokenized(self, tokenizer: Any) -> Self:
+        """Returns this method with the token ids of every text in it filled in."""
+        return self
+
 
     def wiring(self, site: Site) -> Wiring:
         """Returns how a module built for `site` joins it."""

@@ -57,6 +57,12 @@ def rule_criteria(rule: Rule, depths: Depths) -> Iterator[Criterion]:
     if method.default_cross is not None and not mentions(where, "attention"):
         kind = "cross" if method.default_cross else "self"
         yield Criterion(f"in {kind} attention by default", lambda site: site.cross is method.default_cross)
+    if method.default_decoder is not None and not any(mentions(where, name) for name in ("tower", "path")):
+        side = "in" if method.default_decoder else "outside"
+        yield Criterion(
+            f"{side} a decoder by default",
+            lambda site: (site.tower is Tower.DECODER) is method.default_decoder,
+        )
     yield from where_criteria(where, frozenset(method.attaches), depths)
 
 

@@ -163,6 +163,13 @@ class Spec(_Written, frozen=True):
         # What is written today must not be read as a later version, whose default is another.
         return {"version": self.version, **write(self)}
 
+    def tokenized(self, tokenizer: Any) -> Self:
+        """Returns this spec with the token ids of every text in it filled in."""
+        rules = (
+            rule.model_copy(update={"use": rule.use.tokenized(tokenizer)}) for rule in self.rules
+        )
+        return self.model_copy(update={"rules": tuple(rules)})
+
     @property
     def all_rules(self) -> tuple[Rule, ...]:
         """The rules, then each part to train as a rule of its own."""

@@ -63,6 +63,7 @@ def expected_counts(name: str) -> Counter[tuple[Role, bool]]:
     stacks = 2 if name in SEQ2SEQ else 1
     counts: Counter[tuple[Role, bool]] = Counter({(Role.BLOCK, False): stacks * LAYERS})
     counts[Role.EMBEDDING, False] = EMBEDDINGS.get(name, 1)
+    counts[Role.INPUT, False] = EMBEDDINGS.get(name, 1)
     counts[Role.HEAD, False] = HEAD_COUNTS.get(name, 1)
     counts[Role.NORM, False] = NORMS[name]
     if name == "mamba":
@@ -90,9 +91,10 @@ def test_roles_are_complete(name: str, attention: str | None) -> None:
 
 
 def _assert_layers(sites: tuple[Site, ...]) -> None:
-    inside = [site for site in sites if site.role not in (Role.EMBEDDING, Role.HEAD, Role.NORM)]
+    outside = (Role.EMBEDDING, Role.INPUT, Role.HEAD)
+    inside = [site for site in sites if site.role not in (*outside, Role.NORM)]
     assert {site.layer for site in inside} == set(range(LAYERS))
-    assert all(site.layer is None for site in sites if site.role in (Role.EMBEDDING, Role.HEAD))
+    assert all(site.layer is None for site in sites if site.role in outside)
     assert all(site.evidence and site.module_type for site in sites)
 
 

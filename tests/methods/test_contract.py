@@ -8,15 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from peft_compiler.methods import METHODS, Adapter, DeepPrompts, LoRA, Method, NoMerge, TrainedCopy, Wiring
+from peft_compiler.methods import (
+    IA3,
+    METHODS,
+    SSF,
+    Adapter,
+    BitFit,
+    DeepPrompts,
+    DoRA,
+    LoRA,
+    Method,
+    NoMerge,
+    Prompt,
+    RandLoRA,
+    TrainedCopy,
+    VeRA,
+    Wiring,
+)
 from peft_compiler.site import Projection
 from tests.methods.places import Example, examples
 
 EXAMPLES = examples()
+PROJECTIONS = tuple(name for name, example in EXAMPLES.items() if isinstance(example.site.place, Projection))
 SPECS: dict[Method, tuple[str, ...]] = {
-    LoRA(r=2): tuple(
-        name for name, example in EXAMPLES.items() if isinstance(example.site.place, Projection)
-    ),
+    LoRA(r=2): PROJECTIONS,
     LoRA(r=4, alpha=3.0, dropout=0.5): (
         "linear",
         "rows of a linear",
@@ -24,12 +39,53 @@ SPECS: dict[Method, tuple[str, ...]] = {
         "conv1d",
         "circular conv1d",
     ),
+    LoRA(r=4, rank_stabilised=True, bias=True): (
+        "linear",
+        "rows of a linear",
+        "transposed",
+        "grouped conv2d",
+    ),
+    LoRA(r=2, init="kaiming", freeze_a=True): ("linear", "embedding", "conv1d", "rows of experts"),
+    LoRA(r=3, init="pissa", alpha=6.0, dropout=0.5): ("linear", "rows of a transposed", "circular conv1d"),
+    LoRA(r=2, init="pissa"): ("embedding", "experts", "rows of transposed experts"),
+    LoRA(r=4, init="olora", freeze_a=True): ("linear", "rows of a transposed", "conv3d"),
+    DoRA(r=2): PROJECTIONS,
+    DoRA(r=4, alpha=3.0): ("linear", "rows of a transposed"),
+    VeRA(r=5): PROJECTIONS,
+    VeRA(r=12, d_initial=1.0, seed=3): ("linear", "rows of a transposed"),
+    RandLoRA(r=4): PROJECTIONS,
+    RandLoRA(r=20, alpha=3.0, seed=3): ("linear", "rows of a transposed"),
     Adapter(): ("attention edge", "feed-forward edge", "mixer edge"),
     Adapter(width=3, activation="relu"): ("feed-forward edge",),
     DeepPrompts(length=5): ("core",),
     DeepPrompts(length=1, scale=0.02): ("core",),
+    Prompt(length=5): ("input",),
+    Prompt(length=5, init="random"): ("input",),
+    Prompt(length=5, labels=("no", "oh yes"), tokens=((1,), (4, 2))): ("input",),
     TrainedCopy(): ("head", "embedding", "norm"),
+    IA3(): (
+        "key",
+        "rows of a value",
+        "down",
+        "transposed down",
+        "conv1d down",
+        "down of experts",
+        "down of transposed experts",
+    ),
+    BitFit(): ("linear", "rows of a linear", "transposed", "conv1d", "head", "norm", "norm of channels"),
+    BitFit(add=True): ("linear without bias", "norm without bias", "rows of a transposed"),
+    SSF(): (
+        "linear",
+        "linear without bias",
+        "rows of a transposed",
+        "embedding",
+        "grouped conv2d",
+        "norm",
+        "norm without bias",
+        "norm of channels",
+    ),
 }
+STARTING_AT_CONSTANTS = (BitFit, IA3, RandLoRA, SSF, VeRA)
 CASES = [
     pytest.param(method.at(EXAMPLES[name].site), EXAMPLES[name], id=f"{method!r} at {name}")
     for method, names in SPECS.items()
@@ -40,6 +96,17 @@ every_case = pytest.mark.parametrize(("method", "example"), CASES)
 
 def build(method: Method, example: Example, seed: int = 0) -> nn.Module:
     return method.build(example.site, example.host, torch.Generator().manual_seed(seed)).eval()
+
+
+def starts_from_its_host(method: Method) -> bool:
+    """Whether initial values come from the host's weight."""
+    return isinstance(method, DoRA | TrainedCopy) or getattr(method, "init", None) in ("pissa", "olora")
+
+
+def draws_nothing(method: Method) -> bool:
+    """Whether no initial value is random."""
+    constant = isinstance(method, STARTING_AT_CONSTANTS)
+    return constant or (starts_from_its_host(method) and not isinstance(method, DoRA))
 
 
 def moved(module: nn.Module) -> nn.Module:
@@ -100,13 +167,13 @@ def test_only_its_generator_is_drawn_from(method: Method, example: Example) -> N
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     drawn = any(not torch.equal(first[name], other[name]) for name in first)
-    assert drawn != isinstance(method, TrainedCopy)
+    assert drawn != draws_nothing(method)
 
 
 @every_case
 def test_it_is_built_in_float32_beside_a_meta_host(method: Method, example: Example) -> None:
-    if isinstance(method, TrainedCopy):
-        pytest.skip("copies its host")
+    if starts_from_its_host(method):
+        pytest.skip("needs the values of its host")
     built = method.build(example.site, deepcopy(example.host).to("meta"), torch.Generator())
     assert {(p.dtype, p.device.type) for p in built.parameters()} == {(torch.float32, "cpu")}
 
@@ -123,7 +190,7 @@ def test_the_host_stays_as_it_was(method: Method, example: Example) -> None:
 
 @every_case
 def test_the_merge_rule_is_the_wired_function(method: Method, example: Example) -> None:
-    rule = type(method).merge
+    rule = method.merge_rule(example.site)
     if isinstance(rule, NoMerge):
         assert rule.because
         return
@@ -138,15 +205,14 @@ def test_the_merge_rule_is_the_wired_function(method: Method, example: Example) 
 def merged_parameters(method: Method, example: Example, inserted: nn.Module) -> dict[str, Tensor]:
     """What the rule gives for the site's rows, put back into whole parameters of the host."""
     whole = {name: parameter.detach().clone() for name, parameter in example.host.named_parameters()}
-    place, rule = example.site.place, type(method).merge
+    place, rule = example.site.place, method.merge_rule(example.site)
     assert not isinstance(rule, NoMerge)
     if method.wiring(example.site) is Wiring.REPLACE:
         return dict(rule(inserted, whole))
-    assert isinstance(place, Projection)
     by_output = {**whole}
-    if place.form in ("transposed", "embedding", "transposed_experts"):
+    if isinstance(place, Projection) and place.form in ("transposed", "embedding", "transposed_experts"):
         by_output["weight"] = whole["weight"].mT
-    rows = list(range(6)) if place.rows is None else list(place.rows.indices)
+    rows = list(range(example.site.width_out) if example.site.rows is None else example.site.rows.indices)
     axis = 1 if example.site.experts else 0
     parts = {
         name: tensor.index_select(axis if name == "weight" else 0, torch.tensor(rows))

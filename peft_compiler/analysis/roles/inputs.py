@@ -1,0 +1,144 @@
+"""Where token embeddings enter each tower, and where the tower's states come out again."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from peft_compiler.analysis.module_graph import ModuleGraph, fact, parent
+from peft_compiler.analysis.ops import kind, selected
+from peft_compiler.analysis.roles.attention import Attention
+from peft_compiler.analysis.roles.blocks import Blocks
+from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
+from peft_compiler.analysis.roles.linears import Dataflow
+
+_COUNTING = frozenset({"arange", "cumsum"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where the embeddings of a lookup go on towards the first block of a stack.
+
+    Attributes:
+        lookup: The lookup of the tokens.
+        stack: The stack of blocks.
+        path: The module in whose forward the embeddings come about, by whatever child, and go on.
+        positions: Entries of the table of positions, or None where there is none.
+        states: Path of the module that runs every block of the stack, and returns what comes out.
+        readers: Paths of the modules like `path` whose blocks attend to what comes out.
+    """
+
+    lookup: Lookup
+    stack: str
+    path: str
+    positions: int | None
+    states: str
+    readers: tuple[str, ...] = ()
+
+
+def find_entrances(
+    flow: Dataflow, blocks: Blocks, attentions: Sequence[Attention], lookups: Sequence[Lookup]
+) -> tuple[Entrance, ...]:
+    """Returns one entrance for each stack of blocks that tokens flow into, in order of execution.
+
+    Where several lookups flow into a stack (tokens, types of tokens), the first one counts.
+    """
+    found: dict[str, Entrance] = {}
+    for block in blocks.by_path.values():
+        calls = flow.graph.calls.get(block.path, ())
+        if block.stack in found or not calls:
+            continue
+        before = _before(flow, blocks, block.stack, (node for call in calls for node in call.inputs))
+        lookup = next((lookup for lookup in lookups if lookup.node in before), None)
+        if lookup is not None:
+            members = [each.path for each in blocks.by_path.values() if each.stack == block.stack]
+            states = _called_once(flow.graph, _common(members))
+            path = _without_its_embeddings(flow, lookup, states)
+            found[block.stack] = Entrance(lookup, block.stack, path, _positions(flow, before), states)
+    return tuple(_with_readers(blocks, attentions, found))
+
+
+def _with_readers(
+    blocks: Blocks, attentions: Sequence[Attention], entrances: dict[str, Entrance]
+) -> Iterator[Entrance]:
+    for entrance in entrances.values():
+        readers: dict[str, None] = {}
+        for attention in attentions:
+            here = blocks.holding(fact(attention.meeting.core).module)
+            sources = (blocks.holding(fact(source).module) for source in attention.sources)
+            attends = any(source is not None and source.stack == entrance.stack for source in sources)
+            if attention.cross and attends and here is not None and here.stack in entrances:
+                readers[entrances[here.stack].path] = None
+        yield Entrance(
+            entrance.lookup,
+            entrance.stack,
+            entrance.path,
+            entrance.positions,
+            entrance.states,
+            tuple(readers),
+        )
+
+
+def _before(flow: Dataflow, blocks: Blocks, stack: str, values: Iterable[fx.Node]) -> set[fx.Node]:
+    """Returns everything that `values` come from without passing another stack."""
+
+    def is_elsewhere(node: fx.Node) -> bool:
+        holder = blocks.holding(fact(node).module)
+        return holder is not None and holder.stack != stack
+
+    return _reached(values, lambda node: node.all_input_nodes, is_elsewhere)
+
+
+def _reached(
+    start: Iterable[fx.Node],
+    step: Callable[[fx.Node], Iterable[fx.Node]],
+    is_end: Callable[[fx.Node], bool] = lambda _: False,
+) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    todo = list(start)
+    while todo:
+        node = todo.pop()
+        if node not in found and not is_end(node):
+            found.add(node)
+            todo.extend(near for near in step(node) if "fact" in near.meta)
+    return found
+
+
+def _common(paths: Sequence[str]) -> str:
+    """Returns the path of the innermost module around all of `paths`."""
+    path = parent(paths[0])
+    while path and not all(each.startswith(f"{path}.") for each in paths):
+        path = parent(path)
+    return path
+
+
+def _called_once(graph: ModuleGraph, path: str) -> str:
+    """Returns the innermost module around `path`, or there, that ran, and ran once."""
+    while path and len(graph.calls.get(path, ())) != 1:
+        path = parent(path)
+    return path
+
+
+def _without_its_embeddings(flow: Dataflow, lookup: Lookup, path: str) -> str:
+    """Returns the innermost module around `path`, or there, which is not given what was looked up."""
+    after = _reached([lookup.node], lambda node: flow.active_users.get(node, ()))
+    while path and not after.isdisjoint(
+        node for call in flow.graph.calls.get(path, ()) for node in call.inputs
+    ):
+        path = parent(path)
+    return _called_once(flow.graph, path)
+
+
+def _positions(flow: Dataflow, before: set[fx.Node]) -> int | None:
+    """Returns the entries of the largest table that is looked up by counting, not by an input."""
+    found: list[int] = []
+    for node in before:
+        if kind(node) == "embedding":
+            table, indices = selected(node)
+            entries = fact(table).shape[0]
+            sources = _reached(indices, lambda index: index.all_input_nodes)
+            # A buffer that holds every position in order is as long as the table.
+            counts = any(kind(s) in _COUNTING or fact(s).shape[-1:] == (entries,) for s in sources)
+            if table in flow.graph.parameters and counts and flow.taint.inputs.keys().isdisjoint(indices):
+                found.append(entries)
+    return max(found, default=None)

@@ -1,0 +1,119 @@
+"""Puts trained embeddings in front of a tower's tokens: one insertion joins several modules.
+
+The tower's module is called with a longer sequence, the module that returns its states drops
+what was added, and the modules that attend to those states let every query see it. Where the
+tower's module takes no embeddings, the tokens' own are exchanged inside, at the lookup.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node
+
+from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.edit import Edit, Lookup, Reader, States
+from peft_compiler.lowering.emit import ITSELF
+from peft_compiler.lowering.prompted_input import (
+    EMBEDDINGS,
+    added,
+    by_name,
+    called_by_name,
+    exchanged,
+    extended,
+    hiding,
+    reading,
+    sequence_length,
+    shortened,
+)
+from peft_compiler.plan import Insertion
+from peft_compiler.site import Input
+
+
+def edits_of(insertion: Insertion, host: nn.Module, length: int) -> Iterator[tuple[str, Edit]]:
+    """Yields every edit that an insertion at an input asks for, with the path of the module to edit.
+
+    Args:
+        insertion: The insertion.
+        host: The module at its site.
+        length: How many embeddings the inserted module gives.
+    """
+    site, place = insertion.site, insertion.site.place
+    assert isinstance(place, Input)
+    wiring, name = insertion.wiring, insertion.name
+    yield site.path, Edit(name, wiring, place)
+    if EMBEDDINGS not in inspect.signature(host.forward).parameters:
+        yield site.path, Edit(name, wiring, Lookup(place.table.rpartition(".")[0], place.anchor))
+    if place.readers:
+        yield from ((path, Edit(name, wiring, Reader())) for path in place.readers)
+    else:
+        yield site.path, Edit(name, wiring, States(length, within=False))
+        if place.states != site.path:
+            yield place.states, Edit(name, wiring, States(length, within=True))
+
+
+def open_graph(original: type[nn.Module], forward: Callable[..., Any]) -> Graph:
+    """Returns the graph of a call of `forward` by name, for edits to change its arguments and result."""
+    graph = Graph()
+    graph._graph_namespace.create_name("self", None)  # pyright: ignore[reportPrivateUsage]
+    args, kwargs = graph.placeholder("*args"), graph.placeholder("**kwargs")
+    itself = graph.get_attr(ITSELF)
+    names = tuple(list(inspect.signature(original.forward).parameters)[1:])
+    arguments = graph.call_function(by_name, (names, args, kwargs))
+    named = called_by_name(forward)
+    named.__module__ = original.__name__
+    host = graph.create_node("call_function", named, (itself, arguments), name="host")
+    host.meta |= {"host": True, "takes_embeddings": EMBEDDINGS in names}
+    graph.output(host)
+    return graph
+
+
+def extend_input(graph: Graph, host: Node, place: Input, prompts: Node) -> None:
+    """Calls the `host` with `prompts` in front of its tokens."""
+    itself, arguments = host.args
+    table = place.table.rpartition(".")[0]
+    settings = (place.argument, table, host.meta["takes_embeddings"])
+    with graph.inserting_before(host):
+        longer = graph.call_function(extended, (itself, prompts, arguments, *settings))
+        length = graph.call_method("size", (prompts, 0))
+    host.args = (itself, longer)
+    _returning(graph, host, hiding, longer, length)
+
+
+def drop_prompts(graph: Graph, host: Node, place: States) -> None:
+    """Lets the `host` return its states without those of the prompts."""
+    with graph.inserting_before(host):
+        positions = graph.call_function(added, (host.args[1], place.length))
+        length = graph.call_function(sequence_length, (host.args[1],))
+    keys = positions if place.within else place.length
+    _returning(graph, host, shortened, length, positions, keys)
+
+
+def extend_reader(graph: Graph, host: Node) -> None:
+    """Lets the `host` see the prompts among the states that it attends to."""
+    with graph.inserting_before(host):
+        host.args = (host.args[0], graph.call_function(reading, host.args[1:]))
+
+
+def exchange_embeddings(graph: Graph, place: Lookup, prompts: Callable[[], Node]) -> tuple[Node, Node]:
+    """Exchanges the embeddings of the first tokens for `prompts`; returns the lookup and what replaces it."""
+    for node in graph.nodes:
+        if (place.anchor is not None and node.meta.get("anchor") == place.anchor) or (
+            place.anchor is None and node.op == "call_module" and node.target == place.module
+        ):
+            with graph.inserting_after(node):
+                trained = prompts()
+            with graph.inserting_after(trained):
+                return node, graph.call_function(exchanged, (trained, node))
+    raise LoweringError(
+        f"the forward takes no '{EMBEDDINGS}' and does not look up {place.module or 'its tokens'} itself; "
+        "expected one of the two"
+    )
+
+
+def _returning(graph: Graph, host: Node, function: Callable[..., Any], *args: Any) -> None:
+    """Hands what the graph returns through `function`."""
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        output.args = (graph.call_function(function, (output.args[0], *args)),)

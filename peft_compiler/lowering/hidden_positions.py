@@ -1,0 +1,104 @@
+"""Caches that hold positions which their user does not know of.
+
+A soft prompt takes positions in the cache of a decoder. While the decoder runs, the cache
+tells them; to everyone else, who counts positions to make masks and to go on where the
+cache ends, it has the length of the user's own sequence.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from peft_compiler.errors import LoweringError
+
+CACHES = ("past_key_values", "cache_params")
+"""What forwards, and what they return, call a cache."""
+
+
+class HidesPositions:
+    """Comes before the class of a cache that hides positions."""
+
+    hidden: int
+    room: int
+    is_compileable = False
+    """No masks are to be made in advance for it: they would count hidden positions."""
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the number of positions, without those that are hidden."""
+        return super().get_seq_length(*args, **kwargs) - self.hidden  # pyright: ignore
+
+    def get_max_length(self, *args: Any, **kwargs: Any) -> int:
+        """Returns how many positions fit, without those that may be hidden; -1 for any number."""
+        longest: int = super().get_max_length(*args, **kwargs)  # pyright: ignore
+        return longest if longest < 0 else longest - self.room
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        super().reset()  # pyright: ignore
+        self.hidden = 0
+
+
+@functools.cache
+def _hiding(original: type[Any]) -> type[Any]:
+    own = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (HidesPositions, original), own)
+
+
+def cache_in(values: Any) -> Any:
+    """Returns the cache of a decoder's own positions among the arguments or results of a forward, or None."""
+    if isinstance(values, Mapping):
+        found = next((values[name] for name in CACHES if values.get(name) is not None), None)
+    else:
+        items = values if isinstance(values, tuple) else ()
+        found = next((item for item in items if hasattr(item, "layers")), None)
+    return getattr(found, "self_attention_cache", found)
+
+
+def is_empty(cache: Any) -> bool:
+    """Whether no position was cached yet."""
+    if cache is None:
+        return True
+    if any(hasattr(layer, "get_seq_length") for layer in cache.layers):
+        return bool(cache.get_seq_length() + getattr(cache, "hidden", 0) == 0)
+    return not any(any(layer.has_previous_state.values()) for layer in cache.layers)
+
+
+def show(cache: Any, length: int) -> None:
+    """Lets a cache that is not empty tell `length` of the positions that it hides."""
+    hidden = getattr(cache, "hidden", 0)
+    if hidden < length:
+        raise LoweringError(
+            f"a cache was filled without the {length} positions of the prompt; start with an empty one"
+        )
+    cache.hidden = hidden - length
+
+
+def hide(cache: Any, length: int) -> None:
+    """Lets a cache hide `length` more of its positions."""
+    if not isinstance(cache, HidesPositions):
+        cache.__class__ = _hiding(type(cache))
+        cache.hidden = cache.room = 0
+    cache.hidden += length
+
+
+def fixed_size(cache: Any) -> int | None:
+    """Returns how many positions fit into a cache that was given a size, hidden ones included, or None."""
+    sizes = [layer.max_cache_len for layer in getattr(cache, "layers", ()) if hasattr(layer, "max_cache_len")]
+    return max(sizes, default=None)
+
+
+def make_room(cache: Any, length: int, window: int | None) -> None:
+    """Makes an empty cache of a fixed size larger by `length`; layers that slide, up to their `window`."""
+    fixed = [layer for layer in getattr(cache, "layers", ()) if hasattr(layer, "max_cache_len")]
+    if not fixed or (getattr(cache, "room", 0) and all(layer.is_initialized for layer in fixed)):
+        return  # grows by itself, or was made larger before it was used the first time
+    if any(layer.is_initialized for layer in fixed):
+        raise LoweringError(
+            f"a cache of a fixed size was allocated without room for the {length} positions of the prompt; "
+            "leave it to its first use to allocate it"
+        )
+    hide(cache, 0)
+    cache.room += length
+    for layer in fixed:
+        larger = layer.max_cache_len + length
+        layer.max_cache_len = larger if not layer.is_sliding or window is None else min(larger, window)
