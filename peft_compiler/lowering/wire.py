@@ -159,6 +159,23 @@ def wire_extend_kv(graph: Graph, edit: Edit) -> None:
     extend_attention(graph, edit.place, prompts)
 
 
+def wire_extend_input(graph: Graph, edit: Edit) -> None:
+    """Embeddings of tokens are preceded by those of m()."""
+    match edit.place:
+        case Input():
+            host = anchored(graph, None)
+            with graph.inserting_before(host):
+                prompts = inserted_call(graph, edit)
+            extend_input(graph, host, edit.place, prompts)
+        case States():
+            drop_prompts(graph, anchored(graph, None), edit.place)
+        case Reader():
+            extend_reader(graph, anchored(graph, None))
+        case _:
+            assert isinstance(edit.place, Lookup)
+            take_over(*exchange_embeddings(graph, edit.place, lambda: inserted_call(graph, edit)))
+
+
 def wire_replace(graph: Graph, edit: Edit) -> None:
     """h(x) becomes m(x)."""
     host = anchored(graph, None)
@@ -174,6 +191,7 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.BEFORE: wire_before,
     Wiring.AFTER: wire_after,
     Wiring.EXTEND_KV: wire_extend_kv,
+    Wiring.EXTEND_INPUT: wire_extend_input,
     Wiring.REPLACE: wire_replace,
 }
 
@@ -212,27 +230,9 @@ def _ancestors_after(old: Node, new: Node) -> set[Node]:
     """Nodes between `old` and `new` on which `new` depends."""
     found: set[Node] = set()
     todo = [new]
-def wire_extend_input(graph: Graph, edit: Edit) -> None:
-    """Embeddings of tokens are preceded by those of m()."""
-    match edit.place:
-        case Input():
-            host = anchored(graph, None)
-            with graph.inserting_before(host):
-                prompts = inserted_call(graph, edit)
-            extend_input(graph, host, edit.place, prompts)
-        case States():
-            drop_prompts(graph, anchored(graph, None), edit.place)
-        case Reader():
-            extend_reader(graph, anchored(graph, None))
-        case _:
-            assert isinstance(edit.place, Lookup)
-            take_over(*exchange_embeddings(graph, edit.place, lambda: inserted_call(graph, edit)))
-
-
     while todo:
         for node in todo.pop().all_input_nodes:
             if node is not old and node not in found and old < node:
                 found.add(node)
                 todo.append(node)
     return found
-    Wiring.EXTEND_INPUT: wire_extend_input,

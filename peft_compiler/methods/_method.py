@@ -27,13 +27,13 @@ class Wiring(StrEnum):
     """Edge, projection or whole module that gives y: m(y) in place of y, on the site's rows only."""
     EXTEND_KV = "extend_kv"
     """Attention core: the keys and values m() stand before the core's own."""
+    EXTEND_INPUT = "extend_input"
+    """Input: the embeddings m() stand before those of the tokens."""
     REPLACE = "replace"
     """Whole module h: m(x) in place of h(x)."""
 
 
 @dataclass(frozen=True, slots=True)
-    EXTEND_INPUT = "extend_input"
-    """Input: the embeddings m() stand before those of the tokens."""
 class NoMerge:
     """Declared in place of a merge rule by a method that has none."""
 
@@ -69,13 +69,13 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     """Where it stands when a rule names no role."""
     default_cross: ClassVar[bool | None] = None
     """When a rule does not say: only in cross-attention (True), never (False), or in both (None)."""
+    default_decoder: ClassVar[bool | None] = None
+    """When a rule names no tower: only in the decoder of an encoder-decoder, never, or in both (None)."""
     identity: ClassVar[bool]
     """Whether a fresh insertion leaves the model's output as it was, bit for bit."""
     merge: ClassVar[MergeRule | NoMerge]
     folds_into: ClassVar[frozenset[str]] = frozenset({"weight"})
     """The parameters of a site that merging changes."""
-    default_decoder: ClassVar[bool | None] = None
-    """When a rule names no tower: only in the decoder of an encoder-decoder, never, or in both (None)."""
 
     kind: str
     """Name of the method in a spec; each subclass narrows it to one literal."""
@@ -97,15 +97,15 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         """Returns this method with every field that depends on the site filled in."""
         return self
 
+    def tokenized(self, tokenizer: Any) -> Self:
+        """Returns this method with the token ids of every text in it filled in."""
+        return self
+
     def problems(self, site: Site) -> Iterator[str]:
         """Yields each reason why this method, filled in for `site`, cannot attach there."""
         if site.role not in self.attaches:
             allowed = ", ".join(sorted(self.attaches))
             yield f"{self.kind} attaches to {allowed}; this place is {site.role}"
-    def tokenized(self, tokenizer: Any) -> Self:
-        """Returns this method with the token ids of every text in it filled in."""
-        return self
-
 
     def wiring(self, site: Site) -> Wiring:
         """Returns how a module built for `site` joins it."""
