@@ -18,6 +18,9 @@ FIGURES = [
     # arXiv:2106.09685, table 2: 0.3M and 0.8M.
     ("roberta_base", "LoRA r=8 on q,v", 294_912),
     ("roberta_large", "LoRA r=8 on q,v", 786_432),
+    # arXiv:2310.11454, table 2: sites (d + r).
+    ("roberta_base", "VeRA r=1024 on q,v", 43_008),
+    ("roberta_large", "VeRA r=256 on q,v", 61_440),
     # 4.7M; the authors' scripts have r=16, the paper's table prints r=8.
     ("deberta_v2_xxl", "LoRA r=16 on q,v", 4_718_592),
     # Table 15.
@@ -34,6 +37,7 @@ FIGURES = [
     # arXiv:2305.14314 and arXiv:2402.09353.
     ("llama_7b", "LoRA r=64 on all linear", 159_907_840),
     ("llama_7b", "LoRA r=32 on q,k,v,up,down", 56_098_816),
+    ("llama_7b", "DoRA r=32 on q,k,v,up,down", 56_975_360),
     # arXiv:2110.07602: length · L · 2 d.
     ("bert_large", "deep prompts length=20 on every layer", 983_040),
     ("bert_large", "deep prompts length=128 on every layer", 6_291_456),
@@ -48,6 +52,9 @@ FIGURES = [
     ("vit_base", "SSF", 12 * 2 * (5 * 768 + 3072 + 2 * 768) + 2 * 768),
     # arXiv:2101.00190, the MLP dropped.
     ("gpt2_medium", "deep prompts length=10 on every layer", 491_520),
+    # arXiv:2106.09685, table 15, PrefixEmbed: d (lp + li).
+    ("gpt3_175b", "prompt length=40", 491_520),
+    ("gpt3_175b", "prompt length=136", 1_671_168),
 ]
 
 

@@ -74,9 +74,9 @@ MUTANTS = (
     ),
     Mutant(
         "a rank above the full one is refused",
-        "methods/lora.py",
-        "if self.r > limit:",
-        "if self.r > limit + 1:",
+        "methods/_weights.py",
+        "if r > limit:",
+        "if r > limit + 1:",
         "methods/test_lora.py::test_what_does_not_fit_is_refused_with_the_reason",
     ),
     Mutant(

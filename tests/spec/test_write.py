@@ -25,7 +25,10 @@ PATHS = [
     "\x85\ta\nb",
 ]
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "lora": [{}, {"r": 3}, {"alpha": 1e-05, "dropout": 0.25}, {"r": 64, "alpha": 16}],
+    "lora": [{}, {"r": 3}, {"alpha": 1e-05, "dropout": 0.25}, {"r": 64, "alpha": 16}, {"init": "pissa"}],
+    "dora": [{}, {"r": 3, "alpha": 0.5}],
+    "vera": [{}, {"r": 3, "d_initial": 0.5}],
+    "randlora": [{}, {"r": 3, "seed": 7}],
     "adapter": [{}, {"width": 7, "activation": "gelu"}],
     "deep_prompts": [{}, {"length": 3}],
     "trained_copy": [{}],
