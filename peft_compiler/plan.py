@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -48,8 +48,13 @@ class Insertion:
 
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters, by the method's formula."""
+        """Number of trainable parameters, by the method's formula, without those that it shares."""
         return self.method.parameter_count(self.site)
+
+    @property
+    def shared(self) -> dict[Hashable, int]:
+        """Number of trainable parameters in each module that it shares with others of its rule."""
+        return {(self.rule, alike): count for alike, count in self.method.shared_counts(self.site).items()}
 
     @property
     def path(self) -> str:
@@ -96,7 +101,15 @@ class Plan:
     @property
     def trainable(self) -> int:
         """Number of parameters that will require gradients."""
-        return sum(insertion.parameters for insertion in self.insertions)
+        return sum(insertion.parameters for insertion in self.insertions) + self.shared
+
+    @property
+    def shared(self) -> int:
+        """Number of those that belong to several insertions."""
+        modules: dict[Hashable, int] = {}
+        for insertion in self.insertions:
+            modules |= insertion.shared
+        return sum(modules.values())
 
     def to_json(self) -> str:
         """Returns the plan as JSON text, byte for byte equal for equal plans."""
@@ -120,6 +133,7 @@ class Plan:
             console.print(_table(self))
         share = f", {self.trainable / self.base_parameters:.3%} of the base's" if self.base_parameters else ""
         total = f"{self.trainable:,} trainable parameters{share} {self.base_parameters:,}"
+        total += f"; {self.shared:,} of them are shared by the places of a rule" if self.shared else ""
         lines = [line.rstrip() for line in capture.get().splitlines()]
         return "\n".join([*filter(None, lines), f"  {total}"])
 

@@ -54,8 +54,13 @@ def save(tuned: nn.Module, folder: str | Path) -> None:
 
 
 def inserted_state(tuned: nn.Module) -> dict[str, Tensor]:
-    """Returns the inserted parameters and buffers by name."""
-    return {name: tensor for name, tensor in tuned.state_dict().items() if is_inserted(name)}
+    """Returns the inserted parameters and buffers by name, those that insertions share by their first one."""
+    owners: dict[int, str] = {}
+    for name, tensor in tuned.state_dict(keep_vars=True).items():
+        if is_inserted(name):
+            owners.setdefault(id(tensor), name)
+    kept = set(owners.values())
+    return {name: tensor for name, tensor in tuned.state_dict().items() if name in kept}
 
 
 def _not_replaceable(folder: Path) -> Iterator[str]:

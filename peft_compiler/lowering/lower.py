@@ -18,7 +18,6 @@ from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
 from peft_compiler.lowering.signature import nearest_config
 from peft_compiler.methods import Wiring
-from peft_compiler.methods._frozen import FrozenPair
 from peft_compiler.plan import NAMESPACE, Plan, is_inserted
 
 
@@ -92,13 +91,13 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int) -> None:
     """Builds every insertion from the plain model, then puts all in and rewrites what they join."""
     built: dict[str, nn.ModuleDict] = {}
     edits: dict[str, list[Edit]] = {}
-    frozen: dict[Hashable, FrozenPair] = {}
+    shared: dict[Hashable, nn.Module] = {}
     for insertion in plan.insertions:
         path, name = insertion.site.path, insertion.name
         host = compiled.get_submodule(path)
         module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
         built.setdefault(path, nn.ModuleDict())[name] = module.to(*_home_of(host, compiled))
-        share_alike(module, frozen)
+        share_alike(module, insertion.rule, shared)
         if insertion.wiring is Wiring.EXTEND_INPUT:
             for where, edit in edits_of(insertion, host, len(module())):
                 edits.setdefault(where, []).append(edit)

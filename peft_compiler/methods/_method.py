@@ -1,7 +1,7 @@
 """`Method`: what every file in this folder declares. Knows sites, not graphs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Self
@@ -117,7 +117,14 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def parameter_count(self, site: Site) -> int:
-        """Number of trainable parameters that `build(site)` holds, by the paper's formula."""
+        """Number of trainable parameters of its own that `build(site)` holds, by the paper's formula."""
+
+    def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
+        """Number of trainable parameters in each module that insertions of one rule share.
+
+        By what the modules are alike in; `parameter_count` leaves them out.
+        """
+        return {}
 
     @abstractmethod
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -33,8 +33,9 @@ def count_is_the_formulas(subject: Subject) -> str:
         built = sum(
             parameter.numel() for parameter in subject.tuned.get_submodule(insertion.path).parameters()
         )
-        if built != insertion.parameters:
-            wrong.append(f"{insertion.path} has {built:,}, its formula gives {insertion.parameters:,}")
+        promised = insertion.parameters + sum(insertion.shared.values())
+        if built != promised:
+            wrong.append(f"{insertion.path} has {built:,}, its formula gives {promised:,}")
     if wrong:
         raise BrokenPromiseError(listed("of another size", wrong))
     trainable = sum(parameter.numel() for parameter in subject.tuned.parameters() if parameter.requires_grad)
