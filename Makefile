@@ -18,7 +18,7 @@ test: $(VENV)/.installed ## every check there is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --jaxtyping-packages=peft_compiler,beartype.beartype
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 mutants: $(VENV)/.installed ## break the code on purpose; each break must be caught
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
