@@ -14,6 +14,7 @@ _SMALLEST_IMAGE = 32
 _MOST_WIDTHS = 4
 _WAVE_SAMPLES = 4000
 _SPECTROGRAM_FRAMES = 128
+_COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Argument names of forward, in the order in which alternatives are tried, and what each takes.
 _COMBINATIONS = (
@@ -43,7 +44,13 @@ def candidate_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
         described = [(name, value.dtype, value.shape) for name, value in candidate.items()]
         if candidate and described not in seen:
             seen.append(described)
-            yield candidate
+            yield {name: _as_precise_as(model, value) for name, value in candidate.items()}
+
+
+def _as_precise_as(model: nn.Module, value: Tensor) -> Tensor:
+    """Returns `value` in the precision that the model computes in."""
+    precise = next((p.dtype for p in model.parameters() if p.dtype in _COMPUTED_IN), torch.float32)
+    return value.to(precise) if value.is_floating_point() else value
 
 
 def _parameters_of_forward(model: nn.Module) -> dict[str, inspect.Parameter]:

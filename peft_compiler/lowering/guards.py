@@ -22,6 +22,18 @@ def expect_equal(value: Any, expected: Any) -> None:
         raise GuardFailed
 
 
+def expect_true(value: Any) -> None:
+    """The forward took the branch."""
+    if not value:
+        raise GuardFailed
+
+
+def expect_false(value: Any) -> None:
+    """The forward did not take the branch."""
+    if value:
+        raise GuardFailed
+
+
 def expect_none(value: Any) -> None:
     """The forward saw None here."""
     if value is not None:
@@ -55,9 +67,8 @@ def _fail_late(guard: str, value: Any, expected: tuple[Any, ...]) -> NoReturn:
     )
 
 
-LATE: dict[Guard, Guard] = {
-    guard: _after_a_change(guard) for guard in (expect_equal, expect_none, expect_length)
-}
+_FIRST = (expect_equal, expect_true, expect_false, expect_none, expect_length)
+LATE: dict[Guard, Guard] = {guard: _after_a_change(guard) for guard in _FIRST}
 """Each guard, and its form once something was changed."""
 
 EARLY: dict[Guard, Guard] = {late: guard for guard, late in LATE.items()}

@@ -73,9 +73,10 @@ def prompted_attention(
 
 def _extended(mask: Tensor, length: int, keys: int, learned: bool) -> Tensor:
     mask = mask.expand(*mask.shape[:-1], keys)  # a mask of one column stands for all
+    shape = (*mask.shape[:-1], length)
     if mask.dtype == torch.bool:
-        return F.pad(mask, (length, 0), value=True)
-    return torch.cat([prompt_bias(mask, learned).expand(*mask.shape[:-1], length), mask], -1)
+        return torch.cat([mask.new_ones(shape), mask], -1)
+    return torch.cat([prompt_bias(mask, learned).expand(shape), mask], -1)
 
 
 def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float = 1.0) -> Tensor:

@@ -79,6 +79,9 @@ class Rewritten(GraphModule):
     flavour: ClassVar[Flavour]
     fixed: ClassVar[Variant | None] = None
     rewriting: Rewriting
+    # What torch.compile asks every GraphModule for: lines of its code that came from elsewhere.
+    _lineno_map: ClassVar[None] = None
+    _prologue_start: ClassVar[None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Constructing the class anew gives the plain original."""

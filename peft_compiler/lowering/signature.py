@@ -19,7 +19,6 @@ def signature_of(
     settings = getattr(config, "__dict__", {})
     return (
         module.training,
-        torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
         *[settings.get(name) for name in _IMPLEMENTATIONS],
@@ -36,7 +35,7 @@ def kind_of(value: Any) -> Any:
     kind = type(value)
     if issubclass(kind, Tensor):
         # Forwards branch on "one token or more" after a write to a cache, when it is too late to start anew.
-        return Tensor, value.dtype, *[size == 1 for size in value.shape]
+        return Tensor, value.dtype, *[bool(size == 1) for size in value.shape]
     if kind is str:
         return value
     if kind is tuple or kind is list:

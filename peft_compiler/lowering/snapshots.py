@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 _SHARED = (nn.Module, FunctionType, ModuleType, type, torch.dtype, torch.device)
 _ATOMS = (int, float, bool, str, complex, bytes, type(None))
@@ -70,5 +71,6 @@ def preserved(module: nn.Module) -> Generator[None]:
         yield
     with torch.no_grad():
         for buffer, before in buffers:
-            if not buffer.is_meta and not torch.equal(buffer, before):
+            # Compared by value: normalisations move their statistics without counting it as a write.
+            if not (buffer.is_meta or is_fake(buffer) or torch.equal(buffer, before)):
                 buffer.copy_(before)

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
-from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_none
+from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_false, expect_none, expect_true
 from peft_compiler.lowering.snapshots import fingerprint, preserved, snapshot
 from peft_compiler.lowering.symbols import Symbol, plain_values
 from peft_compiler.lowering.values import SETTLED, ValueMap, tensors_of
@@ -115,7 +115,9 @@ class LocalTracer(TorchFunctionMode):
             for node, (_, value) in zip(nodes, named, strict=True)
         ]
         positional, keywords = seen[: len(args)], dict(zip(kwargs, seen[len(args) :], strict=True))
-        with _LOCK, preserved(self.root), self._children_as_leaves(), self:
+        # Who counts what is saved for the backward pass, as checkpointing does, is not to see this run.
+        unseen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with _LOCK, preserved(self.root), unseen, self._children_as_leaves(), self:
             result = run_forward(forward, self.root, positional, keywords)
         self.graph.output(self.values.node_of(result))
         return self.graph
@@ -194,7 +196,8 @@ class LocalTracer(TorchFunctionMode):
                 f"{where} changes autocast or gradient mode within its forward: no graph can say that"
             )
         nodes, keywords = self.values.node_of((args, kwargs))
-        if not is_tensor_method_or_property(func):
+        # Methods that are written in Python are not in torch's own list.
+        if not is_tensor_method_or_property(func) and getattr(Tensor, name, None) is not func:
             node = self.graph.call_function(func, nodes, keywords)
         elif name in _OPERATORS and len(args) == (3 if name == "__setitem__" else 2) and not kwargs:
             node = self.graph.call_function(_OPERATORS[name], nodes)
@@ -251,8 +254,9 @@ class LocalTracer(TorchFunctionMode):
 
     def guard_equal(self, node: Node, value: Any) -> None:
         """Records that the graph holds only while `node` gives `value`."""
-        if value is None:
-            self.guard(expect_none, node)
+        simple = {None: expect_none, True: expect_true, False: expect_false}
+        if value is None or isinstance(value, bool):
+            self.guard(simple[value], node)
         else:
             self.guard(expect_equal, node, value)
 
