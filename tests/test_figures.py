@@ -41,6 +41,22 @@ FIGURES = [
     # arXiv:2110.07602: length · L · 2 d.
     ("bert_large", "deep prompts length=20 on every layer", 983_040),
     ("bert_large", "deep prompts length=128 on every layer", 6_291_456),
+    # Table 3, Adapter-L: one adapter with a layer norm of its own on each block.
+    ("gpt2_medium", "adapters width=224 layer_norm=true on block", 11_089_152),
+    ("gpt2_large", "adapters width=248 layer_norm=true on block", 23_002_848),
+    # arXiv:2106.04647, with the layer norms: adapters of 768 / 32 units after both sub-layers, or one.
+    (
+        "t5_base",
+        "adapters width=24 after attention in self attention; adapters width=24 after FFN; train norm",
+        1_855_104,
+    ),
+    ("t5_base", "pfeiffer adapters width=24; train norm", 951_360),
+    # arXiv:2110.04366, MAM: prefixes of length 30 and scaled parallel adapters of width 512.
+    (
+        "bart_large",
+        "deep prompts length=30 in any attention; parallel adapters width=512 scale=4 after FFN",
+        27_414_528,
+    ),
     # arXiv:2205.05638: 540K, and of its baselines BitFit, 1.3M, with biases that T5 does not have.
     ("t0_3b", "IA3", 540_672),
     ("t0_3b", "BitFit add=true on q,k,v,o,up,gate; train norm", 1_331_200),

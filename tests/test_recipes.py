@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt2_medium": (GPT2, {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "gpt2_large": (GPT2, {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
     "gpt3_175b": (GPT2, {"n_embd": 12288, "n_layer": 96, "n_head": 96}),
     "llama_7b": ("LlamaForCausalLM", {}),
     "t0_3b": (
@@ -53,6 +54,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "t5_base": (
+        "T5ForConditionalGeneration",
+        {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    ),
+    "bart_large": ("BartForConditionalGeneration", {}),
     "vit_base": ("ViTForImageClassification", {}),
 }
 """The class and shape of each model; what is left out is the default of its config."""

@@ -63,7 +63,7 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
         *(site for branch in branches for site in survey.of_branch(branch)),
         *(
             site
-            for joining in find_joinings(flow, residuals, attentions, branches)
+            for joining in find_joinings(flow, residuals, attentions, branches, norms)
             for site in survey.of_joining(joining)
         ),
         *(

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Graph, Node, map_arg
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.edit import Edit, Lookup, Reader, States
@@ -114,16 +114,69 @@ def wire_after(graph: Graph, edit: Edit) -> None:
 
 
 def _after_edge(graph: Graph, edit: Edit, place: Edge) -> None:
-    op = anchored(graph, place.anchor)
-    positions = [
-        i for i, argument in enumerate(op.args) if isinstance(argument, Node) and "shape" in argument.meta
-    ]
-    position = positions[place.operand]
-    activation = op.args[position]
+    op, activation = _entering(graph, place)
     with graph.inserting_before(op):
         adapted = inserted_call(graph, edit, activation)
-    adapted.meta.update({key: activation.meta[key] for key in ("shape", "dtype")})  # pyright: ignore
-    op.update_arg(position, adapted)
+    _exchange(op, activation, adapted)
+
+
+def wire_parallel(graph: Graph, edit: Edit) -> None:
+    """The activation y on its way into an op becomes y + m(x), x being what its sub-layer is applied to."""
+    assert isinstance(edit.place, Edge)
+    op, activation = _entering(graph, edit.place)
+    data = _taken_by(graph, edit.place, op)
+    with graph.inserting_before(op):
+        delta = inserted_call(graph, edit, data)
+        adapted = graph.call_function(operator.add, (activation, delta))
+    _exchange(op, activation, adapted)
+
+
+def wire_after_norm(graph: Graph, edit: Edit) -> None:
+    """The activation y on its way into an add of x becomes y + m(norm(x + y)), norm being the add's own."""
+    assert isinstance(edit.place, Edge)
+    op, activation = _entering(graph, edit.place)
+    with graph.inserting_before(op):
+        data = graph.call_function(operator.add, tuple(_tensors(op)[:2]))
+        if edit.place.norm is not None:
+            data = graph.call_module(edit.place.norm, (data,))
+        delta = inserted_call(graph, edit, data)
+        adapted = graph.call_function(operator.add, (activation, delta))
+    _exchange(op, activation, adapted)
+
+
+def _entering(graph: Graph, place: Edge) -> tuple[Node, Node]:
+    """Returns the op of an edge, and the activation that enters it after earlier edits."""
+    op = anchored(graph, place.anchor)
+    return op, _tensors(op)[place.operand]
+
+
+def _exchange(op: Node, old: Node, new: Node) -> None:
+    """Lets `new` enter `op` in place of `old`."""
+    new.meta.update({key: old.meta[key] for key in ("shape", "dtype")})
+    op.update_arg(op.args.index(old), new)
+
+
+def _taken_by(graph: Graph, place: Edge, op: Node) -> Node:
+    """Returns the activation that the source of an edge names: the newest one before `op`."""
+    assert place.source is not None
+    taker = place.source.taker
+    if isinstance(taker, str):
+        calls = [
+            node for node in graph.nodes if node.op == "call_module" and node.target == taker and node < op
+        ]
+        if not calls:
+            raise LoweringError(f"the forward does not call its {taker}, whose input an insertion takes")
+        taking = calls[-1]
+    else:
+        taking = anchored(graph, taker)
+    return _tensors(taking)[place.source.operand]
+
+
+def _tensors(node: Node) -> list[Node]:
+    """Returns the tensors that an op or a module is given, in order."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return [argument for argument in found if "shape" in argument.meta]
 
 
 def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
@@ -190,6 +243,8 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.ON_WEIGHT: wire_on_weight,
     Wiring.BEFORE: wire_before,
     Wiring.AFTER: wire_after,
+    Wiring.PARALLEL: wire_parallel,
+    Wiring.AFTER_NORM: wire_after_norm,
     Wiring.EXTEND_KV: wire_extend_kv,
     Wiring.EXTEND_INPUT: wire_extend_input,
     Wiring.REPLACE: wire_replace,

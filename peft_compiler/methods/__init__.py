@@ -14,6 +14,8 @@ from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
 from peft_compiler.methods.dora import DoRA as DoRA
 from peft_compiler.methods.ia3 import IA3 as IA3
 from peft_compiler.methods.lora import LoRA as LoRA
+from peft_compiler.methods.parallel_adapter import ParallelAdapter as ParallelAdapter
+from peft_compiler.methods.pfeiffer_adapter import PfeifferAdapter as PfeifferAdapter
 from peft_compiler.methods.prompt import Prompt as Prompt
 from peft_compiler.methods.randlora import RandLoRA as RandLoRA
 from peft_compiler.methods.ssf import SSF as SSF

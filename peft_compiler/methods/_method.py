@@ -25,6 +25,11 @@ class Wiring(StrEnum):
     """Projection h: h(m(x)) in place of h(x)."""
     AFTER = "after"
     """Edge, projection or whole module that gives y: m(y) in place of y, on the site's rows only."""
+    PARALLEL = "parallel"
+    """Edge y of a sub-layer that was computed from x: y + m(x) in place of y."""
+    AFTER_NORM = "after_norm"
+    """Edge y that is added to x: y + m(norm(x + y)) in place of y, or y + m(x + y) where the norm stands
+    elsewhere."""
     EXTEND_KV = "extend_kv"
     """Attention core: the keys and values m() stand before the core's own."""
     EXTEND_INPUT = "extend_input"
@@ -72,7 +77,7 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     default_decoder: ClassVar[bool | None] = None
     """When a rule names no tower: only in the decoder of an encoder-decoder, never, or in both (None)."""
     identity: ClassVar[bool]
-    """Whether a fresh insertion leaves the model's output as it was, bit for bit."""
+    """Whether a fresh insertion leaves the model's output as it was, bit for bit, by default."""
     merge: ClassVar[MergeRule | NoMerge]
     folds_into: ClassVar[frozenset[str]] = frozenset({"weight"})
     """The parameters of a site that merging changes."""
@@ -110,6 +115,10 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     def wiring(self, site: Site) -> Wiring:
         """Returns how a module built for `site` joins it."""
         return self.attaches[site.role]
+
+    def starts_as_identity(self) -> bool:
+        """Whether a fresh insertion with these settings leaves the model's output as it was, bit for bit."""
+        return self.identity
 
     def merge_rule(self, site: Site) -> MergeRule | NoMerge:
         """Returns how a module built for `site` is merged, or why it cannot be."""

@@ -17,8 +17,8 @@ from peft_compiler.verifying.subject import BrokenPromiseError, Subject, noise
 def fresh_insertions_are_the_identity(subject: Subject) -> str:
     """Compiles again, without what does not promise identity, and compares with the base, bit for bit."""
     compilation, plan = subject.compilation, subject.compilation.plan
-    identities = tuple(insertion for insertion in plan.insertions if insertion.method.identity)
-    others = Counter(insertion.method.kind for insertion in plan.insertions if not insertion.method.identity)
+    identities = tuple(insertion for insertion in plan.insertions if insertion.method.starts_as_identity())
+    others = Counter(insertion.method.kind for insertion in plan.insertions if insertion not in identities)
     left_out = "".join(f"; {count} {kind} left out" for kind, count in others.items())
     if not identities:
         return f"promised by none of the insertions{left_out}"

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from peft_compiler.methods import Wiring
-from peft_compiler.site import Anchor, Core, Edge, Input, Projection, Role, Rows, Site, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Projection, Role, Rows, Site, Source, Whole
 
 ANCHOR = Anchor((("Block.forward", 42),), "add")
 ROWS = Rows.of([0, 1, 4, 5], total=6)
@@ -56,6 +56,8 @@ class Example:
                 return changed
             case Wiring.AFTER:
                 return inserted(y)
+            case Wiring.PARALLEL | Wiring.AFTER_NORM:
+                return y + inserted(x)
             case Wiring.REPLACE:
                 return inserted(x)
             case Wiring.EXTEND_KV | Wiring.EXTEND_INPUT:
@@ -85,7 +87,8 @@ def examples() -> dict[str, Example]:
     torch.manual_seed(0)
     x, wide = torch.randn(5, 4, 8), torch.randn(2, 8, 9)
     ids = torch.randint(0, 8, (5, 4))
-    edge, core = Edge(ANCHOR, 1), Core(ANCHOR, heads=4, key_heads=2, key_width=8, value_width=6)
+    edge = Edge(ANCHOR, 1, Source("child", 0))
+    core = Core(ANCHOR, heads=4, key_heads=2, key_width=8, value_width=6)
     norm = nn.LayerNorm(8)
     nn.init.normal_(norm.weight)
     return {
@@ -117,6 +120,7 @@ def examples() -> dict[str, Example]:
         "attention edge": Example(Site(Role.ATTENTION, "place", edge, 8, 8), nn.Identity(), x),
         "feed-forward edge": Example(Site(Role.FEED_FORWARD, "place", edge, 8, 8), nn.Identity(), x),
         "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8), nn.Identity(), x),
+        "block": Example(Site(Role.BLOCK, "place", Whole(0), 8, 8), nn.Identity(), x),
         "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24), nn.Identity(), x),
         "input": Example(
             Site(Role.INPUT, "place", Input("0.weight", "input_ids", 64, None, "place"), 8, 6),

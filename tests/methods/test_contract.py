@@ -19,6 +19,8 @@ from peft_compiler.methods import (
     LoRA,
     Method,
     NoMerge,
+    ParallelAdapter,
+    PfeifferAdapter,
     Prompt,
     RandLoRA,
     TrainedCopy,
@@ -56,7 +58,13 @@ SPECS: dict[Method, tuple[str, ...]] = {
     RandLoRA(r=4): PROJECTIONS,
     RandLoRA(r=20, alpha=3.0, seed=3): ("linear", "rows of a transposed"),
     Adapter(): ("attention edge", "feed-forward edge", "mixer edge"),
-    Adapter(width=3, activation="relu"): ("feed-forward edge",),
+    Adapter(width=3, activation="relu"): ("feed-forward edge", "block"),
+    Adapter(width=3, init="near_zero", layer_norm=True): ("feed-forward edge", "block"),
+    Adapter(width=3, rank=2): ("attention edge",),
+    ParallelAdapter(): ("attention edge", "feed-forward edge", "mixer edge"),
+    ParallelAdapter(width=3, scale=4.0): ("feed-forward edge",),
+    ParallelAdapter(width=3, scale="learned", activation="gelu"): ("feed-forward edge",),
+    PfeifferAdapter(): ("attention edge", "feed-forward edge", "mixer edge"),
     DeepPrompts(length=5): ("core",),
     DeepPrompts(length=1, scale=0.02): ("core",),
     Prompt(length=5): ("input",),
@@ -143,10 +151,13 @@ def test_the_formula_counts_what_is_built(method: Method, example: Example) -> N
 @every_case
 def test_a_fresh_one_is_the_identity_where_promised(method: Method, example: Example) -> None:
     fresh = build(method, example)
-    if method.identity:
-        assert torch.equal(example.wired(method.wiring(example.site), fresh), example.host(example.x))
+    output = example.wired(method.wiring(example.site), fresh)
+    if method.starts_as_identity():
+        assert torch.equal(output, example.host(example.x))
+    elif isinstance(output, Tensor):
+        assert not torch.equal(output, example.host(example.x))
     else:
-        assert all(bool((tensor != 0).all()) for tensor in fresh())
+        assert all(bool((tensor != 0).all()) for tensor in output)
 
 
 @every_case

@@ -39,9 +39,9 @@ MUTANTS = (
     ),
     Mutant(
         "an adapter is the identity at initialisation",
-        "methods/adapter.py",
-        "nn.init.zeros_(self.up.bias)",
-        "nn.init.constant_(self.up.bias, 1e-6)",
+        "methods/_bottleneck.py",
+        "nn.init.zeros_(linear.bias)",
+        "nn.init.constant_(linear.bias, 1e-6)",
         f"{VERIFY}::test_every_promise_is_kept",
     ),
     Mutant(
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "the count is the formula's",
-        "methods/adapter.py",
+        "methods/_bottleneck.py",
         "return 2 * m * d + d + m",
         "return 2 * m * d + m",
         f"{CONTRACT}::test_the_formula_counts_what_is_built",

@@ -11,7 +11,7 @@ import peft_compiler as pc
 from peft_compiler.errors import PeftCompilerError
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.methods import Adapter, LoRA, Method
-from peft_compiler.methods.adapter import Bottleneck
+from peft_compiler.methods.adapter import ResidualBottleneck
 from peft_compiler.methods.lora import LinearLoRA
 from peft_compiler.verifying import preservation
 from peft_compiler.verifying.outputs import distance, equal, tensors_of
@@ -147,7 +147,7 @@ def test_a_delta_on_other_rows_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_step_that_counts_its_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bottleneck, "forward", lambda self, y: y * (1 + 0.1 * y.shape[1]))
+    monkeypatch.setattr(ResidualBottleneck, "forward", lambda self, y: y * (1 + 0.1 * y.shape[1]))
     with pytest.raises(BrokenPromiseError, match=r"^.*e-0. from the whole sequence's, the base .*e-0.$"):
         check(compiled(), "decoding step by step equals decoding at once")
 

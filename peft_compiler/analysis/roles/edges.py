@@ -1,6 +1,6 @@
 """Where the output of attention, feed-forward and mixers is added to something for the first time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -9,10 +9,11 @@ from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import kind
 from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.feed_forward import Branch
-from peft_compiler.analysis.roles.linears import Dataflow
+from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import behind
 from peft_compiler.analysis.roles.residuals import Residual, active_operands, source_of
-from peft_compiler.site import Role
+from peft_compiler.analysis.roles.sources import find_norm_behind, find_source
+from peft_compiler.site import Role, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,35 @@ class Joining:
         value: The operand that is the output.
         role: Of which kind of sub-layer.
         cross: Whether of cross-attention.
+        source: Where what the sub-layer was computed from can be had beside the add, or None.
+        norm: Path of the norm that the sum goes into, within the module that adds, or None.
     """
 
     add: fx.Node
     value: fx.Node
     role: Role
     cross: bool
+    source: Source | None
+    norm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last projection of a sub-layer: which kind it is of, and its first projection if it has one."""
+
+    role: Role
+    cross: bool
+    entry: Linear | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What is looked for, and in what."""
+
+    flow: Dataflow
+    residuals: Mapping[fx.Node, Residual]
+    norms: Collection[str]
+    ends: Mapping[fx.Node, _End]
 
 
 def find_joinings(
@@ -37,44 +61,47 @@ def find_joinings(
     residuals: Mapping[fx.Node, Residual],
     attentions: Sequence[Attention],
     branches: Sequence[Branch],
+    norms: Collection[str],
 ) -> Iterator[Joining]:
     """Yields one place for each sub-layer that joins the stream, in order of execution.
 
     Sub-layers that are summed first, such as attention and feed-forward in parallel, join
     where each is first added; sums of the same kind, such as experts, join as one.
     """
-    ends: dict[fx.Node, tuple[Role, bool]] = {branch.down: (branch.role, False) for branch in branches}
+    ends = {branch.down: _End(branch.role, False, branch.parts[1].linear) for branch in branches}
     for attention in attentions:
+        queries = attention.projections.get(Role.QUERY, ())
         end = attention.output.node if attention.output else attention.meeting.context
-        ends[end] = (Role.ATTENTION, attention.cross)
+        ends[end] = _End(Role.ATTENTION, attention.cross, queries[0].linear if queries else None)
+    search = _Search(flow, residuals, norms, ends)
     for residual in residuals.values():
-        yield from _joinings(flow, residuals, residual.floor, residual.add, residual.branch, ends)
+        yield from _joinings(search, residual.floor, residual.add, residual.branch)
 
 
-def _joinings(
-    flow: Dataflow,
-    residuals: Mapping[fx.Node, Residual],
-    floor: int,
-    add: fx.Node,
-    value: fx.Node,
-    ends: Mapping[fx.Node, tuple[Role, bool]],
-) -> list[Joining]:
+def _joinings(search: _Search, floor: int, add: fx.Node, value: fx.Node) -> list[Joining]:
+    flow = search.flow
     source = source_of(flow, value)
     terms = active_operands(flow, source)
-    is_sum = kind(source) == "add" and len(terms) == 2 and source not in residuals
+    is_sum = kind(source) == "add" and len(terms) == 2 and source not in search.residuals
     if is_sum and fact(source).order > floor:
-        parts = [
-            joining for term in terms for joining in _joinings(flow, residuals, floor, source, term, ends)
-        ]
+        parts = [joining for term in terms for joining in _joinings(search, floor, source, term)]
         kinds = {(part.role, part.cross) for part in parts}
-        return [Joining(add, value, *kinds.pop())] if len(kinds) == 1 else parts
-    found = behind(flow, value, floor)
-    reached = [
-        ends[node]
-        for node in (*found.linears, *found.stops)
-        if node in ends and not _is_channel_first(flow, node, value)
-    ]
-    return [Joining(add, value, *reached[0])] if reached else []
+        if len(kinds) != 1:
+            return parts
+    end = _first_end(search, floor, value)
+    return [_joining(search, add, value, end)] if end else []
+
+
+def _joining(search: _Search, add: fx.Node, value: fx.Node, end: _End) -> Joining:
+    source = find_source(search.flow, add, end.entry) if end.entry else None
+    norm = find_norm_behind(search.flow, add, search.norms)
+    return Joining(add, value, end.role, end.cross, source, norm)
+
+
+def _first_end(search: _Search, floor: int, value: fx.Node) -> _End | None:
+    found = behind(search.flow, value, floor)
+    ends = (node for node in (*found.linears, *found.stops) if node in search.ends)
+    return next((search.ends[end] for end in ends if not _is_channel_first(search.flow, end, value)), None)
 
 
 def _is_channel_first(flow: Dataflow, end: fx.Node, value: fx.Node) -> bool:

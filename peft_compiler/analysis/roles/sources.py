@@ -1,0 +1,92 @@
+"""What flows into a sub-layer, and which norm its output goes into, as the module that joins them sees it."""
+
+from collections.abc import Collection
+
+from torch import fx
+
+from peft_compiler.analysis.module_graph import Call, fact
+from peft_compiler.analysis.ops import tensors
+from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.residuals import source_of
+from peft_compiler.site import Anchor, Source
+
+
+def find_source(flow: Dataflow, add: fx.Node, entry: Linear) -> Source | None:
+    """Returns where the data of `entry`, the first projection of a sub-layer, can be had beside `add`.
+
+    That is the module or op, in the forward that holds `add`, by which the data enters the
+    sub-layer; or `add` itself, where the sub-layer is computed from what it is added to. None
+    where that forward does not see the data.
+    """
+    within = fact(add).module
+    width = fact(add).shape[-1:]
+    if fact(entry.node).module == within:
+        return _if_as_wide(
+            entry.data, width, Source(_anchor(entry.node), tensors(entry.node).index(entry.data))
+        )
+    child = _called_child(flow, within, fact(entry.node).module)
+    if child is not None:
+        call = next(call for call in flow.graph.calls[child] if _ran_during(entry.node, call))
+        for index, value in enumerate(call.inputs):
+            if value in flow.taint.activations and _comes_from(flow, entry.data, value):
+                path = child.removeprefix(f"{within}." if within else "")
+                return _if_as_wide(value, width, Source(path, index))
+    for index, operand in enumerate(tensors(add)):
+        if source_of(flow, operand) is source_of(flow, entry.data):
+            return Source(_anchor(add), index)
+    return None
+
+
+def find_norm_behind(flow: Dataflow, add: fx.Node, norms: Collection[str]) -> str | None:
+    """Returns the path, within the module that holds `add`, of the norm that its sum goes into.
+
+    None where the sum goes anywhere else too, or into none of the `norms` that stand there.
+    """
+    within = fact(add).module
+    prefix = f"{within}." if within else ""
+    users = {fact(user).module for user in flow.active_users[add]}
+    if len(users) != 1:
+        return None
+    (path,) = users
+    enters = any(add in call.inputs for call in flow.graph.calls.get(path, ()))
+    is_below = path != within and path.startswith(prefix)
+    return path.removeprefix(prefix) if is_below and enters and path in norms else None
+
+
+def _called_child(flow: Dataflow, within: str, path: str) -> str | None:
+    """Returns the module that the forward of `within` calls on its way to the one at `path`."""
+    prefix = f"{within}." if within else ""
+    if not path.startswith(prefix):
+        return None
+    names = path.removeprefix(prefix).split(".")
+    around = (prefix + ".".join(names[:length]) for length in range(1, len(names) + 1))
+    return next((name for name in around if name in flow.graph.calls), None)
+
+
+def _ran_during(node: fx.Node, call: Call) -> bool:
+    return any(fact(output).order >= fact(node).order for output in call.outputs)
+
+
+def _comes_from(flow: Dataflow, value: fx.Node, origin: fx.Node) -> bool:
+    """Whether an activation is, or was computed from, another one."""
+    floor = fact(origin).order
+    seen: set[fx.Node] = set()
+    todo = [value]
+    while todo:
+        node = todo.pop()
+        if node is origin:
+            return True
+        if node not in seen and fact(node).order > floor:
+            seen.add(node)
+            todo.extend(flow.active_inputs.get(node, ()))
+    return False
+
+
+def _if_as_wide(value: fx.Node, width: tuple[int, ...], source: Source) -> Source | None:
+    return source if fact(value).shape[-1:] == width else None
+
+
+def _anchor(node: fx.Node) -> Anchor:
+    anchor = fact(node).anchor
+    assert anchor is not None, "only inputs and parameters have no anchor"
+    return anchor
