@@ -23,7 +23,19 @@ from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
 from peft_compiler.methods.vera import VeRA as VeRA
 
 AnyMethod = Annotated[
-    Adapter | BitFit | DeepPrompts | DoRA | IA3 | LoRA | Prompt | RandLoRA | SSF | TrainedCopy | VeRA,
+    Adapter
+    | BitFit
+    | DeepPrompts
+    | DoRA
+    | IA3
+    | LoRA
+    | ParallelAdapter
+    | PfeifferAdapter
+    | Prompt
+    | RandLoRA
+    | SSF
+    | TrainedCopy
+    | VeRA,
     Field(discriminator="kind"),
 ]
 """What a spec may name. This union is the only list of methods."""
