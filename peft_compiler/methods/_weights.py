@@ -49,6 +49,12 @@ def rank_problems(r: int, site: Site) -> Iterator[str]:
         yield "the role has only some channels of a convolution: choose a place that has all of them"
 
 
+def kaiming(generator: torch.Generator, *shape: int) -> Tensor:
+    """Returns a matrix drawn as `nn.init.kaiming_uniform_(a=sqrt(5))` draws it: within 1 / sqrt(columns)."""
+    bound = shape[-1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
 def matrix_of(site: Site, host: nn.Module) -> Tensor:
     """Returns the site's rows of the host's weight as (*experts, out, in), in the host's dtype."""
     assert isinstance(site.place, Projection)
@@ -134,7 +140,19 @@ class WeightMap(Narrowed, ABC):
         return self.mapped(matrix).reshape(weight.shape)
 
 
-class Added(WeightMap):
+class WeightSum(WeightMap, ABC):
+    """W + delta."""
+
+    @abstractmethod
+    def delta(self) -> Float[Tensor, "*experts d_out d_in"]:
+        """Returns what is added to the site's rows."""
+
+    @override
+    def mapped(self, matrix: Float[Tensor, "*experts d_out d_in"]) -> Float[Tensor, "*experts d_out d_in"]:
+        return matrix + self.delta()
+
+
+class Added(WeightSum):
     """W + delta, for an update that does not stand beside its host."""
 
     def __init__(self, site: Site, update: Update) -> None:
@@ -142,5 +160,5 @@ class Added(WeightMap):
         self.update = update
 
     @override
-    def mapped(self, matrix: Float[Tensor, "*experts d_out d_in"]) -> Float[Tensor, "*experts d_out d_in"]:
-        return matrix + self.update.delta()
+    def delta(self) -> Float[Tensor, "*experts d_out d_in"]:
+        return self.update.delta()
