@@ -51,6 +51,8 @@ FIGURES = [
         1_855_104,
     ),
     ("t5_base", "pfeiffer adapters width=24; train norm", 951_360),
+    ("t5_base", "compacter adapters; train norm", 161_728),
+    ("t5_base", "compacter adapters after FFN; train norm", 104_704),
     # arXiv:2110.04366, MAM: prefixes of length 30 and scaled parallel adapters of width 512.
     (
         "bart_large",

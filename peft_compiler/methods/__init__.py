@@ -10,6 +10,7 @@ from peft_compiler.methods._method import NoMerge as NoMerge
 from peft_compiler.methods._method import Wiring as Wiring
 from peft_compiler.methods.adapter import Adapter as Adapter
 from peft_compiler.methods.bitfit import BitFit as BitFit
+from peft_compiler.methods.compacter import Compacter as Compacter
 from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
 from peft_compiler.methods.dora import DoRA as DoRA
 from peft_compiler.methods.ia3 import IA3 as IA3
@@ -25,6 +26,7 @@ from peft_compiler.methods.vera import VeRA as VeRA
 AnyMethod = Annotated[
     Adapter
     | BitFit
+    | Compacter
     | DeepPrompts
     | DoRA
     | IA3

@@ -14,6 +14,7 @@ from peft_compiler.methods import (
     SSF,
     Adapter,
     BitFit,
+    Compacter,
     DeepPrompts,
     DoRA,
     LoRA,
@@ -61,6 +62,8 @@ SPECS: dict[Method, tuple[str, ...]] = {
     Adapter(width=3, activation="relu"): ("feed-forward edge", "block"),
     Adapter(width=3, init="near_zero", layer_norm=True): ("feed-forward edge", "block"),
     Adapter(width=3, rank=2): ("attention edge",),
+    Compacter(width=4): ("attention edge", "feed-forward edge", "mixer edge"),
+    Compacter(width=6, n=2, rank=3, activation="relu"): ("feed-forward edge",),
     ParallelAdapter(): ("attention edge", "feed-forward edge", "mixer edge"),
     ParallelAdapter(width=3, scale=4.0): ("feed-forward edge",),
     ParallelAdapter(width=3, scale="learned", activation="gelu"): ("feed-forward edge",),
@@ -144,7 +147,9 @@ def test_it_fits(method: Method, example: Example) -> None:
 @every_case
 def test_the_formula_counts_what_is_built(method: Method, example: Example) -> None:
     built = build(method, example)
-    assert sum(parameter.numel() for parameter in built.parameters()) == method.parameter_count(example.site)
+    shared = sum(method.shared_counts(example.site).values())
+    expected = method.parameter_count(example.site) + shared
+    assert sum(parameter.numel() for parameter in built.parameters()) == expected
     assert all(parameter.requires_grad for parameter in built.parameters())
 
 
