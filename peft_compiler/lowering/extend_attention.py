@@ -33,6 +33,9 @@ _SAME_VALUES = frozenset(
 )
 """Ops that change the layout, the dtype or the columns of the scores, but no score."""
 
+_SCALES = frozenset({"mul", "imul"})
+"""Ops that scale the scores, or multiply what is masked with zero."""
+
 _SUMMARIES = frozenset({"amax", "max", "values", "getattr", "logsumexp"})
 
 
@@ -158,7 +161,7 @@ def _query_of(scores: Node) -> tuple[Node, float]:
 
 
 def _between(graph: Graph, first: Node, last: Node) -> list[Node]:
-    """Returns the nodes on a way from `first` to `last`, both excluded, in order."""
+    """Returns the tensors on a way from `first` to `last`, both excluded, in order; sizes lead nowhere."""
     after, before = _reach(first, lambda node: node.users), _reach(last, lambda node: node.all_input_nodes)
     return [node for node in graph.nodes if node in after and node in before]
 
@@ -168,7 +171,7 @@ def _reach(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:
     todo = [start]
     while todo:
         for near in step(todo.pop()):
-            if near not in found:
+            if near not in found and "shape" in near.meta:
                 found.add(near)
                 todo.append(near)
     return found
@@ -191,7 +194,9 @@ def _follow(graph: Graph, way: list[Node], ends: tuple[Node, Any], value: Node, 
             continue  # of a whole row, the same for every column: it is used, not followed
         others = [operand for operand in tensors if operand is not carriers[0]]
         shifts_row = op_name(node) in _ADDITIVE and bool(others) and all(operand in way for operand in others)
-        if op_name(node) in skip and not shifts_row:
+        columns = node.meta["shape"][-1:]
+        masks = op_name(node) in _SCALES and any(o.meta["shape"][-1:] == columns != (1,) for o in others)
+        if masks or (op_name(node) in skip and not shifts_row):
             stands_for[node] = stands_for[carriers[0]]
         else:
             stands_for[node] = graph.node_copy(node, lambda operand: stands_for.get(operand, operand))
