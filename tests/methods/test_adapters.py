@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import peft_compiler as pc
-from peft_compiler.methods import Adapter, Method, ParallelAdapter, PfeifferAdapter
-from peft_compiler.site import Edge
+from peft_compiler.methods import Adapter, GatedAdapter, GatedLoRA, Method, ParallelAdapter, PfeifferAdapter
+from peft_compiler.site import Edge, Role
 from tests import zoo
 from tests.methods.places import ANCHOR, examples
 from tests.test_compiling import stir
@@ -100,6 +100,27 @@ def test_an_adapter_on_a_block_takes_what_the_block_returns_first(name: str) -> 
     assert type(ours) is type(theirs)
     first, plain = (out[0] if isinstance(out, tuple) else out for out in (ours, theirs))
     torch.testing.assert_close(first, plain + branch(inserted, plain))
+
+
+def test_a_gate_reads_what_its_adapter_or_update_is_given() -> None:
+    edge, linear = EXAMPLES["feed-forward edge"], EXAMPLES["linear"]
+    draws = torch.Generator().manual_seed(0)
+    adapter = GatedAdapter(width=3).build(edge.site, edge.host, draws)
+    nn.init.normal_(adapter.up.weight)
+    gate = torch.sigmoid(edge.x @ adapter.gate.weight.T + adapter.gate.bias)
+    torch.testing.assert_close(adapter(edge.x), edge.x + gate * branch(adapter, edge.x))
+    lora = GatedLoRA(r=2, alpha=6).build(linear.site, linear.host, draws)
+    nn.init.normal_(lora.update.up)
+    gate = torch.sigmoid(linear.x @ lora.gate.weight.T + lora.gate.bias)
+    expected = gate * 3 * (linear.x @ lora.update.down.T @ lora.update.up.T)
+    torch.testing.assert_close(lora(linear.x), expected)
+
+
+def test_a_gate_without_one_vector_a_position_is_refused() -> None:
+    site = replace(EXAMPLES["conv1d"].site, role=Role.UP)
+    assert list(GatedLoRA(r=2).problems(site)) == [
+        "the gate reads one vector a position, which a conv is not given: take LoRA"
+    ]
 
 
 def test_adapters_of_low_rank_have_weights_of_that_rank() -> None:

@@ -1,0 +1,87 @@
+"""Gated adapters: each position says how much of its adapter it wants.
+
+Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
+https://arxiv.org/abs/2110.07577, section 3.2: h_F + G_A · up(activation(down(h_F))), with the gate
+G_A = sigmoid(w h_F + b) of what the adapter is given. The authors' code averages the gate over the
+positions of a sequence; here each position has its own, so that a token's output does not depend
+on those that come later.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from peft_compiler.methods._bottleneck import (
+    GATE_DEVIATION,
+    Activation,
+    Bottleneck,
+    bottleneck_count,
+    no_bottleneck,
+    projection,
+    width_at,
+)
+from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.site import EDGES, Role, Site
+
+
+class GatedAdapter(Method, frozen=True):
+    """Spec of one adapter with a gate.
+
+    >>> GatedAdapter().activation
+    'relu'
+    """
+
+    paper: ClassVar[str] = "arXiv:2110.07577"
+    attaches: ClassVar[Mapping[Role, Wiring]] = dict.fromkeys(sorted(EDGES), Wiring.AFTER)
+    spoken: ClassVar[tuple[str, ...]] = ("gated adapter",)
+    spoken_fields: ClassVar[Mapping[str, str]] = {"size": "width"}
+    default_roles: ClassVar[tuple[Role, ...]] = (Role.FEED_FORWARD,)
+    identity: ClassVar[bool] = True
+    merge: ClassVar[MergeRule | NoMerge] = NoMerge("an activation separates its two projections")
+
+    kind: Literal["gated_adapter"] = "gated_adapter"
+    width: int | None = Field(
+        default=None, gt=0, description="Units in the narrow layer; 1/16 of the site's if not given."
+    )
+    activation: Activation = Field(default="relu", description="Between the two projections.")
+
+    @override
+    def at(self, site: Site) -> Self:
+        return self.model_copy(update={"width": width_at(site, self.width)})
+
+    @override
+    def problems(self, site: Site) -> Iterator[str]:
+        yield from super().problems(site)
+        if problem := no_bottleneck(site, self.width):
+            yield problem
+
+    @override
+    def parameter_count(self, site: Site) -> int:
+        d = site.width_out
+        return bottleneck_count(d, width_at(site, self.width)) + d + 1
+
+    @override
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "GatedBottleneck":
+        d, m = site.width_out, width_at(site, self.width)
+        down, up = projection(d, m, d**-0.5, generator), projection(m, d, 0.0, generator)
+        return GatedBottleneck(down, self.activation, up, projection(d, 1, GATE_DEVIATION, generator))
+
+
+class GatedBottleneck(Bottleneck):
+    """y + sigmoid(gate(y)) · up(activation(down(y))), with y of shape (..., d) and one gate a position.
+
+    Identity at initialisation because `up` starts at zero.
+    """
+
+    def __init__(self, down: nn.Module, activation: Activation, up: nn.Module, gate: nn.Linear) -> None:
+        super().__init__(down, activation, up)
+        self.gate = gate
+
+    @override
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return x + self.gate(x).sigmoid() * super().forward(x)

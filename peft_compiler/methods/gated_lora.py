@@ -1,0 +1,92 @@
+"""Gated LoRA: each position says how much of the low-rank update it wants.
+
+Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
+https://arxiv.org/abs/2110.07577, section 3.2: W x + G_L · alpha / r · B A x, with the gate
+G_L = sigmoid(w x + b) of what the projection is given. The authors' code averages the gate over the
+positions of a sequence; here each position has its own, so that a token's output does not depend
+on those that come later.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from peft_compiler.methods._bottleneck import GATE_DEVIATION, projection
+from peft_compiler.methods._low_rank import LinearLoRA
+from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._weights import rank_problems
+from peft_compiler.site import SHORT_NAMES, Projection, Role, Site
+
+
+class GatedLoRA(Method, frozen=True):
+    """Spec of one low-rank update with a gate.
+
+    >>> GatedLoRA().r
+    8
+    """
+
+    paper: ClassVar[str] = "arXiv:2110.07577"
+    attaches: ClassVar[Mapping[Role, Wiring]] = dict.fromkeys(sorted(SHORT_NAMES["linear"]), Wiring.BESIDE)
+    spoken: ClassVar[tuple[str, ...]] = ("gated lora",)
+    spoken_fields: ClassVar[Mapping[str, str]] = {"rank": "r"}
+    default_roles: ClassVar[tuple[Role, ...]] = (Role.QUERY, Role.VALUE)
+    identity: ClassVar[bool] = True
+    merge: ClassVar[MergeRule | NoMerge] = NoMerge("its gate depends on the input")
+
+    kind: Literal["gated_lora"] = "gated_lora"
+    r: int = Field(default=8, gt=0, description="Rank of the update.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The update is scaled by alpha / r; r if not given.",
+    )
+
+    @override
+    def at(self, site: Site) -> Self:
+        return self if self.alpha is not None else self.model_copy(update={"alpha": float(self.r)})
+
+    @override
+    def problems(self, site: Site) -> Iterator[str]:
+        yield from super().problems(site)
+        if not isinstance(site.place, Projection):
+            return
+        yield from rank_problems(self.r, site)
+        if site.place.form not in ("linear", "transposed"):
+            yield f"the gate reads one vector a position, which a {site.place.form} is not given: take LoRA"
+
+    @override
+    def parameter_count(self, site: Site) -> int:
+        return self.r * (site.width_in + site.width_out) + site.width_in + 1
+
+    @override
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "GatedUpdate":
+        # Gaussian as in LoRA, with the variance of kaiming_uniform_(a=sqrt(5)).
+        down = torch.empty(self.r, site.width_in).normal_(
+            std=(3 * site.width_in) ** -0.5, generator=generator
+        )
+        up = torch.zeros(site.width_out, self.r)
+        scale = (self.r if self.alpha is None else self.alpha) / self.r
+        gate = projection(site.width_in, 1, GATE_DEVIATION, generator)
+        return GatedUpdate(LinearLoRA(down, up, scale, ()), gate)
+
+
+class GatedUpdate(nn.Module):
+    """sigmoid(gate(x)) · update(x), with x of shape (..., d_in) and one gate a position.
+
+    Nothing is added at initialisation because the update starts at zero.
+    """
+
+    def __init__(self, update: LinearLoRA, gate: nn.Linear) -> None:
+        super().__init__()
+        self.update = update
+        self.gate = gate
+
+    @override
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return self.gate(x).sigmoid() * self.update(x)
