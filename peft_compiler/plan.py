@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -102,6 +102,12 @@ class Plan:
     def trainable(self) -> int:
         """Number of parameters that will require gradients."""
         return sum(insertion.parameters for insertion in self.insertions) + self.shared
+
+    @property
+    def settled(self) -> "Plan":
+        """What is left once training is over: what is saved."""
+        kept = (replace(insertion, method=insertion.method.settled()) for insertion in self.insertions)
+        return replace(self, spec=self.spec.settled(), insertions=tuple(kept))
 
     @property
     def shared(self) -> int:

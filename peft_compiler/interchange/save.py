@@ -20,6 +20,9 @@ from peft_compiler.plan import is_inserted
 def save(tuned: nn.Module, folder: str | Path) -> None:
     """Writes the inserted parameters of `tuned` into `folder`, and nothing of its base.
 
+    What a method needs for training alone, such as the MLP of a prefix, is dropped: `load`
+    gives a model that computes the same without it.
+
     A crash or a full disk leaves the old folder or none, never a part of the new one.
 
     Raises:
@@ -28,7 +31,7 @@ def save(tuned: nn.Module, folder: str | Path) -> None:
     """
     folder = Path(folder)
     compilation = compilation_of(tuned)
-    tensors = inserted_state(tuned)
+    tensors, plan = settled_state(tuned), compilation.plan.settled
     problems = [*_not_replaceable(folder)]
     problems += [
         f"{name} is on the meta device and has no values"
@@ -38,9 +41,9 @@ def save(tuned: nn.Module, folder: str | Path) -> None:
     if problems:
         raise InterchangeError(f"{folder}: the adapter cannot be saved", problems)
     manifest = Manifest(
-        spec=compilation.plan.spec.model_dump(mode="json", exclude_defaults=True),
+        spec=plan.spec.model_dump(mode="json", exclude_defaults=True),
         seed=compilation.seed,
-        plan=compilation.plan.digest,
+        plan=plan.digest,
         base=Fingerprint.of(tuned, compilation.weights_digest),
     )
     try:
@@ -61,6 +64,18 @@ def inserted_state(tuned: nn.Module) -> dict[str, Tensor]:
             owners.setdefault(id(tensor), name)
     kept = set(owners.values())
     return {name: tensor for name, tensor in tuned.state_dict().items() if name in kept}
+
+
+def settled_state(tuned: nn.Module) -> dict[str, Tensor]:
+    """Returns what `inserted_state` would of the model that is left once training is over."""
+    state = inserted_state(tuned)
+    for insertion in compilation_of(tuned).plan.insertions:
+        if insertion.method.settled() != insertion.method:
+            prefix = f"{insertion.path}."
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+            kept = insertion.method.settle(tuned.get_submodule(insertion.path)).state_dict()
+            state |= {prefix + name: tensor for name, tensor in kept.items()}
+    return state
 
 
 def _not_replaceable(folder: Path) -> Iterator[str]:

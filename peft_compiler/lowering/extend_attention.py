@@ -55,6 +55,26 @@ def extend_attention(graph: Graph, core: Core, prompts: Node) -> None:
         _extend_softmax(graph, core, op, prompts)
 
 
+def keys_and_values(graph: Graph, core: Core) -> tuple[Node, Node]:
+    """Returns the attention's own keys, as (..., keys, key_width), and values, as (..., keys, value_width).
+
+    Raises:
+        LoweringError: If the attention of this graph has a form that is not known.
+    """
+    op = core_node(graph, core.anchor)
+    if op_name(op) == _FUSED:
+        _, keys, values = op.args[:3]
+        return keys, values  # pyright: ignore[reportReturnType]
+    scores = _nearest([op], lambda node: node.all_input_nodes)
+    context = _nearest([op], lambda node: node.users)
+    with graph.inserting_after(scores):
+        # The last operand is K transposed, in every form of a contraction.
+        given = [*scores.args, scores.kwargs.get("batch1"), scores.kwargs.get("batch2")]
+        transposed = [argument for argument in given if isinstance(argument, Node)][-1]
+        keys = graph.call_method("transpose", (transposed, -1, -2))
+    return keys, context.args[1]  # pyright: ignore[reportReturnType]
+
+
 def core_node(graph: Graph, anchor: Anchor) -> Node:
     """Returns the core's op: the one at `anchor`, or the only one reached by the same call of the forward.
 

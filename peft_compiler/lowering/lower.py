@@ -15,10 +15,13 @@ from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_input import edits_of
+from peft_compiler.lowering.observing import observe
 from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
 from peft_compiler.lowering.signature import nearest_config
+from peft_compiler.lowering.snapshots import evaluated
 from peft_compiler.methods import Wiring
-from peft_compiler.plan import NAMESPACE, Plan, is_inserted
+from peft_compiler.methods._prompts import StartsAtWords
+from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
 
 
 def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> nn.Module:
@@ -31,7 +34,7 @@ def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, 
         LoweringError: If a place cannot be rewritten.
     """
     compiled = shared_copy(model)
-    _insert(compiled, plan, seed)
+    _insert(compiled, plan, seed, example_inputs)
     _rewrite_fused_ancestors(compiled)
     _rewrite_root(compiled)
     freeze_statistics(compiled)
@@ -78,16 +81,11 @@ def warm_up(compiled: nn.Module) -> None:
     """Calls the model once on its example, so that a place that cannot be rewritten shows up now."""
     if any(tensor.is_meta for tensor in compiled.parameters()):
         return
-    modes = [(module, module.training) for module in compiled.modules()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            compiled.eval()(**compilation_of(compiled).example_on(compiled))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluated(compiled):
+        compiled(**compilation_of(compiled).example_on(compiled))
 
 
-def _insert(compiled: nn.Module, plan: Plan, seed: int) -> None:
+def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> None:
     """Builds every insertion from the plain model, then puts all in and rewrites what they join."""
     built: dict[str, nn.ModuleDict] = {}
     edits: dict[str, list[Edit]] = {}
@@ -103,6 +101,7 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int) -> None:
                 edits.setdefault(where, []).append(edit)
         else:
             edits.setdefault(path, []).append(Edit(name, insertion.wiring, insertion.site.place))
+    _start_at_words(compiled, plan, built, example_inputs)
     for path, inserted in built.items():
         host = compiled.get_submodule(path)
         if hasattr(host, NAMESPACE):
@@ -118,6 +117,22 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int) -> None:
             nearest_config(compiled, path),
             _flavour(compiled, path, joined),
         )
+
+
+def _start_at_words(
+    base: nn.Module, plan: Plan, built: Mapping[str, nn.ModuleDict], example_inputs: Mapping[str, Any]
+) -> None:
+    """Sets what starts at the keys and values that the base computes for words."""
+    texts: dict[tuple[int, ...], list[Insertion]] = {}
+    for insertion in plan.insertions:
+        if insertion.method.words is not None and not any(tensor.is_meta for tensor in base.parameters()):
+            texts.setdefault(insertion.method.words, []).append(insertion)
+    for words, insertions in texts.items():
+        found = observe(base, [insertion.site for insertion in insertions], words, example_inputs)
+        for insertion, (keys, values) in zip(insertions, found, strict=True):
+            module = built[insertion.site.path][insertion.name]
+            assert isinstance(module, StartsAtWords)
+            module.start_at(keys, values)
 
 
 def _flavour(compiled: nn.Module, path: str, edits: list[Edit]) -> Flavour:

@@ -63,6 +63,18 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 @contextmanager
+def evaluated(module: nn.Module) -> Generator[None]:
+    """While it lasts, `module` and all below it are in eval mode."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
+
+
+@contextmanager
 def preserved(module: nn.Module) -> Generator[None]:
     """Restores the buffers of `module` and the random state at the end."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]

@@ -86,7 +86,8 @@ class ValueMap:
                 self.tracer.guard(expect_length, node, len(value))
             items = [self._item(node, index, item, countable, settled) for index, item in enumerate(value)]
             return _rebuilt(value, items)
-        if type(value) is dict:
+        # A dict that an object holds may be written to, as where a cache notes what is in it.
+        if type(value) is dict and node.target is not getattr:
             return {key: self._item(node, key, item, countable, settled) for key, item in value.items()}
         kind = (
             IntSymbol if isinstance(value, int) else FloatSymbol if isinstance(value, float) else ObjectSymbol

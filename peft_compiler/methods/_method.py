@@ -142,3 +142,16 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         `host` is the base's module at `site.path`, to be read and never changed; its
         parameters may be on the meta device unless the method copies them.
         """
+
+    @property
+    def words(self) -> tuple[int, ...] | None:
+        """Token ids of a text from whose keys and values in the base its modules start, or None."""
+        return None
+
+    def settled(self) -> "Method":
+        """Returns the method that is left once training is over: what it builds is what is saved."""
+        return self
+
+    def settle(self, module: nn.Module) -> nn.Module:
+        """Returns the module of `settled()` that computes what `module`, built by this method, does."""
+        return module

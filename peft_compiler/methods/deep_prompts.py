@@ -1,21 +1,21 @@
 """Deep prompts: trainable keys and values in front of those that every attention computes.
 
-Liu et al. 2021, "P-Tuning v2", https://arxiv.org/abs/2110.07602, section 3.2; the same as
-Li and Liang 2021, "Prefix-Tuning", https://arxiv.org/abs/2101.00190, section 4.2, once its
-reparametrisation is dropped.
+Liu et al. 2021, "P-Tuning v2", https://arxiv.org/abs/2110.07602, section 3.2; for each
+attention keys and values of shape (key heads, length, head width). The reparametrisation,
+which section 3.3 finds to help some tasks and to hurt others, is that of prefix-tuning.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Hashable, Mapping
+from typing import ClassVar, Literal, Self
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.site import Core, Role, Site
+from peft_compiler.methods._prompts import Prompts, Reparametrised, Trunk, mlp_counts, width_of
+from peft_compiler.site import Role, Site
 
 
 class DeepPrompts(Method, frozen=True):
@@ -43,44 +43,34 @@ class DeepPrompts(Method, frozen=True):
         allow_inf_nan=False,
         description="Standard deviation of the initial values; 1 as in an embedding of the authors' code.",
     )
+    reparametrised: bool = Field(
+        default=False, description="Whether an MLP gives keys and values while they are trained."
+    )
+    width: int = Field(default=512, gt=0, description="Units between the two layers of the MLP.")
 
     @override
     def parameter_count(self, site: Site) -> int:
-        core = _core(site)
-        return self.length * core.key_heads * (core.key_width + core.value_width)
+        if self.reparametrised:
+            return mlp_counts(site, self.length, self.width)[0]
+        return self.length * width_of(site)  # 2 · d for each position of a layer
 
     @override
-    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "Prompts":
-        core = _core(site)
-        keys = torch.empty(core.key_heads, self.length, core.key_width)
-        values = torch.empty(core.key_heads, self.length, core.value_width)
-        keys.normal_(std=self.scale, generator=generator)
-        values.normal_(std=self.scale, generator=generator)
-        return Prompts(keys, values)
-
-
-def _core(site: Site) -> Core:
-    assert isinstance(site.place, Core)
-    return site.place
-
-
-class Prompts(nn.Module):
-    """Keys (key heads, length, key width) and values (key heads, length, value width) of the prompts.
-
-    Not the identity at initialisation: queries attend to the prompts from the start.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys = nn.Parameter(keys)
-        self.values = nn.Parameter(values)
+    def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
+        if not self.reparametrised:
+            return {}
+        return {Trunk.alike_at(site): mlp_counts(site, self.length, self.width)[1]}
 
     @override
-    def forward(
-        self,
-    ) -> tuple[Float[Tensor, "key_heads length key_width"], Float[Tensor, "key_heads length value_width"]]:
-        return self.keys, self.values
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> Prompts | Reparametrised:
+        if not self.reparametrised:
+            return Prompts.drawn(site, self.length, self.scale, generator)
+        trunk = Trunk(site, self.length, self.width, generator)
+        return Reparametrised(site, trunk, self.width, generator)
 
     @override
-    def extra_repr(self) -> str:
-        return f"keys={tuple(self.keys.shape)}, values={tuple(self.values.shape)}"
+    def settled(self) -> Self:
+        return self.model_copy(update={"reparametrised": False})
+
+    @override
+    def settle(self, module: nn.Module) -> nn.Module:
+        return module.settled() if isinstance(module, Reparametrised) else module

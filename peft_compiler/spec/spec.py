@@ -1,6 +1,6 @@
 """`Spec`: which method goes where, as the user wrote it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -165,9 +165,14 @@ class Spec(_Written, frozen=True):
 
     def tokenized(self, tokenizer: Any) -> Self:
         """Returns this spec with the token ids of every text in it filled in."""
-        rules = (
-            rule.model_copy(update={"use": rule.use.tokenized(tokenizer)}) for rule in self.rules
-        )
+        return self._using(lambda method: method.tokenized(tokenizer))
+
+    def settled(self) -> Self:
+        """Returns what is left of this spec once training is over."""
+        return self._using(lambda method: method.settled())
+
+    def _using(self, change: Callable[[Method], Method]) -> Self:
+        rules = (rule.model_copy(update={"use": change(rule.use)}) for rule in self.rules)
         return self.model_copy(update={"rules": tuple(rules)})
 
     @property

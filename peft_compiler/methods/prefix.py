@@ -1,0 +1,118 @@
+"""Prefix-tuning: trained keys and values in front of every attention's own, given by an MLP.
+
+Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+https://arxiv.org/abs/2101.00190. Section 4.2: keys and values P[i, :] stand in front of those
+of the input in every attention, of an encoder-decoder in all three kinds. Section 4.3:
+P[i, :] = MLP(P'[i, :]) while it is trained; then P alone is kept. Section 7.4: for few
+examples, P starts as the keys and values that the base computes for real words.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import nn
+from typing_extensions import override
+
+from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._prompts import Prompts, Reparametrised, Trunk, mlp_counts, width_of
+from peft_compiler.site import Role, Site
+
+DEFAULT_LENGTH = 10
+"""As for table-to-text in section 5.3."""
+
+
+class Prefix(Method, frozen=True):
+    """Spec of the prefix of one attention.
+
+    >>> Prefix(length=200).width
+    512
+    """
+
+    paper: ClassVar[str] = "arXiv:2101.00190"
+    attaches: ClassVar[Mapping[Role, Wiring]] = {Role.ATTENTION_CORE: Wiring.EXTEND_KV}
+    spoken: ClassVar[tuple[str, ...]] = ("prefix", "prefix tuning", "prefix-tuning")
+    default_roles: ClassVar[tuple[Role, ...]] = (Role.ATTENTION_CORE,)
+    identity: ClassVar[bool] = False
+    merge: ClassVar[MergeRule | NoMerge] = NoMerge(
+        "no weight of the base adds keys and values to an attention"
+    )
+
+    kind: Literal["prefix"] = "prefix"
+    length: int | None = Field(
+        default=None, gt=0, description="Number of positions; 10, or as many as the text has tokens."
+    )
+    reparametrised: bool = Field(
+        default=True, description="Whether an MLP gives the prefix while it is trained."
+    )
+    width: int = Field(
+        default=512, gt=0, description="Units between the two layers of the MLP; 800 for summarisation."
+    )
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Words whose keys and values in the base the prefix starts as.",
+    )
+    tokens: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="Token ids of the text, as the tokenizer given gave them."
+    )
+
+    @override
+    def tokenized(self, tokenizer: Any) -> Self:
+        if self.text is None or self.tokens is not None:
+            return self
+        ids = tuple(tokenizer.encode(self.text, add_special_tokens=False))
+        return self.model_copy(update={"tokens": ids})
+
+    @override
+    def at(self, site: Site) -> Self:
+        return self if self.length is not None else self.model_copy(update={"length": self._length})
+
+    @override
+    def problems(self, site: Site) -> Iterator[str]:
+        yield from super().problems(site)
+        if self.text is not None and self.tokens is None:
+            yield "its text cannot be read without a tokenizer; pass one: compile(..., tokenizer=...)"
+        if self.tokens is not None and len(self.tokens) != self._length:
+            found = len(self.tokens)
+            yield f"length={self._length} is not that of the text, which has {found} tokens; leave it out"
+        if self.tokens is not None and self.reparametrised and self.width < self._length:
+            yield f"width={self.width} is too narrow for the MLP to give {self._length} positions; take more"
+
+    @override
+    def parameter_count(self, site: Site) -> int:
+        if self.reparametrised:
+            return mlp_counts(site, self._length, self.width)[0]
+        return self._length * width_of(site)
+
+    @override
+    def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
+        if not self.reparametrised:
+            return {}
+        return {Trunk.alike_at(site): mlp_counts(site, self._length, self.width)[1]}
+
+    @override
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> Prompts | Reparametrised:
+        if not self.reparametrised:
+            return Prompts.drawn(site, self._length, 1.0, generator)
+        trunk = Trunk(site, self._length, self.width, generator)
+        return Reparametrised(site, trunk, self.width, generator)
+
+    @property
+    @override
+    def words(self) -> tuple[int, ...] | None:
+        return self.tokens
+
+    @override
+    def settled(self) -> Self:
+        length = self.length if self.tokens is None else self._length
+        return type(self)(length=length, reparametrised=False)
+
+    @override
+    def settle(self, module: nn.Module) -> nn.Module:
+        return module.settled() if isinstance(module, Reparametrised) else module
+
+    @property
+    def _length(self) -> int:
+        return self.length if self.length is not None else len(self.tokens or ()) or DEFAULT_LENGTH
