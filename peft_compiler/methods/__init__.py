@@ -13,12 +13,10 @@ from peft_compiler.methods.bitfit import BitFit as BitFit
 from peft_compiler.methods.compacter import Compacter as Compacter
 from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
 from peft_compiler.methods.dora import DoRA as DoRA
-from peft_compiler.methods.fourierft import FourierFT as FourierFT
 from peft_compiler.methods.gated_adapter import GatedAdapter as GatedAdapter
 from peft_compiler.methods.gated_lora import GatedLoRA as GatedLoRA
 from peft_compiler.methods.ia3 import IA3 as IA3
 from peft_compiler.methods.lora import LoRA as LoRA
-from peft_compiler.methods.miss import MiSS as MiSS
 from peft_compiler.methods.parallel_adapter import ParallelAdapter as ParallelAdapter
 from peft_compiler.methods.pfeiffer_adapter import PfeifferAdapter as PfeifferAdapter
 from peft_compiler.methods.prefix import Prefix as Prefix
@@ -34,12 +32,10 @@ AnyMethod = Annotated[
     | Compacter
     | DeepPrompts
     | DoRA
-    | FourierFT
     | GatedAdapter
     | GatedLoRA
     | IA3
     | LoRA
-    | MiSS
     | ParallelAdapter
     | PfeifferAdapter
     | Prefix
