@@ -58,10 +58,17 @@ class ModuleFact:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The tensors that went into and came out of one call of a module."""
+    """One call of a module.
+
+    Attributes:
+        inputs: The tensors that went in.
+        outputs: The tensors that came out.
+        returns_tensor: Whether it returned one tensor, with nothing around it.
+    """
 
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    returns_tensor: bool
 
 
 @dataclass(frozen=True)

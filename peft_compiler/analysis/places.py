@@ -97,7 +97,11 @@ def _stands_alone(flow: Dataflow, node: fx.Node, data: fx.Node) -> bool:
     path = fact(node).module
     if flow.graph.modules[path].children:
         return False
-    calls = (call for call in flow.graph.calls.get(path, ()) if call.inputs and len(call.outputs) == 1)
+    calls = (
+        call
+        for call in flow.graph.calls.get(path, ())
+        if call.inputs and call.outputs and call.returns_tensor
+    )
     return any(
         _unshaped(flow, call.outputs[0], node) is node
         and _unshaped(flow, data, call.inputs[0]) is call.inputs[0]

@@ -65,7 +65,9 @@ class Recorder(TorchFunctionMode):
     def leave(self, outputs: Any) -> None:
         """Notes that the module that runs is done."""
         path, _, inputs = self._running.pop()
-        self.calls.setdefault(path, []).append(Call(inputs, self._known(outputs)))
+        self.calls.setdefault(path, []).append(
+            Call(inputs, self._known(outputs), isinstance(outputs, Tensor))
+        )
 
     def _known(self, values: Any) -> tuple[fx.Node, ...]:
         leaves = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
