@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from peft_compiler.site import Role as Role
     from peft_compiler.site import Site as Site
     from peft_compiler.spec import Spec as Spec
+    from peft_compiler.templates import template_ids as template_ids
     from peft_compiler.verifying import Report as Report
     from peft_compiler.verifying import verify as verify
 
@@ -56,6 +57,7 @@ _HOME_OF = {
     "parameter_groups": "optimising",
     "plan": "compiling",
     "save": "interchange",
+    "template_ids": "templates",
     "verify": "verifying",
 }
 """The module that each public name comes from."""

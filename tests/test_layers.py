@@ -22,6 +22,7 @@ ORDER = (
     "planning",
     "lowering",
     "merging",
+    "templates",
     "optimising",
     "compiling",
     "interchange",

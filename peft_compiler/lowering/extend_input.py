@@ -26,6 +26,7 @@ from peft_compiler.lowering.prompted_input import (
     reading,
     sequence_length,
     shortened,
+    spelt_out,
 )
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Input
@@ -79,6 +80,28 @@ def extend_input(graph: Graph, host: Node, place: Input, prompts: Node) -> None:
         length = graph.call_method("size", (prompts, 0))
     host.args = (itself, longer)
     _returning(graph, host, hiding, longer, length)
+
+
+def exchange_input(graph: Graph, host: Node, place: Input, embeddings: Callable[[], Node]) -> None:
+    """Calls the `host` with `embeddings` for the tokens beyond its vocabulary.
+
+    Whatever stands in front of the tokens comes later: it does not know of such tokens.
+
+    Raises:
+        LoweringError: If the host takes no embeddings.
+    """
+    if not host.meta["takes_embeddings"]:
+        raise LoweringError(
+            f"the forward takes no '{EMBEDDINGS}' that could stand for pseudo tokens; leave out the template"
+        )
+    given = next(node for node in graph.nodes if node.target is by_name)
+    users = list(given.users)
+    with graph.inserting_after(given):
+        trained = embeddings()
+    with graph.inserting_after(trained):
+        settings = (place.argument, place.table)
+        spelt = graph.call_function(spelt_out, (host.args[0], trained, given, *settings))
+    given.replace_all_uses_with(spelt, delete_user_cb=users.__contains__)
 
 
 def drop_prompts(graph: Graph, host: Node, place: States) -> None:

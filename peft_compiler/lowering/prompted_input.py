@@ -85,6 +85,31 @@ def in_front(prompts: Tensor, embeddings: Tensor) -> Tensor:
     return torch.cat([batch, embeddings], 1)
 
 
+def spelt_out(
+    module: nn.Module, trained: Tensor, arguments: Arguments, tokens: str, table: str
+) -> Arguments:
+    """Returns arguments with embeddings in place of token ids.
+
+    The id `entries + k`, beyond the vocabulary, stands for row k of `trained` (m, d).
+
+    Args:
+        module: The tower's module.
+        trained: Embeddings of pseudo tokens.
+        arguments: What the module is called with.
+        tokens: Name of the argument that holds token ids.
+        table: Name of the parameter that holds the vocabulary's embeddings.
+    """
+    ids = arguments.get(tokens)
+    if ids is None:
+        return arguments
+    path, _, _ = table.rpartition(".")
+    entries = module.get_parameter(table).shape[0]
+    pseudo = ids >= entries
+    embeddings = module.get_submodule(path)(ids.masked_fill(pseudo, 0))
+    rows = trained.to(embeddings)[(ids - entries).clamp(0, len(trained) - 1)]
+    return {**arguments, tokens: None, EMBEDDINGS: rows.where(pseudo.unsqueeze(-1), embeddings)}
+
+
 def exchanged(prompts: Tensor, embeddings: Tensor) -> Tensor:
     """Returns `embeddings` (batch, n + T, d), the first n of them exchanged for `prompts` (n, d)."""
     return in_front(prompts, embeddings[:, prompts.shape[0] :])

@@ -16,6 +16,7 @@ from peft_compiler.lowering.extend_attention import extend_attention
 from peft_compiler.lowering.extend_input import (
     drop_prompts,
     exchange_embeddings,
+    exchange_input,
     extend_input,
     extend_reader,
 )
@@ -229,6 +230,12 @@ def wire_extend_input(graph: Graph, edit: Edit) -> None:
             take_over(*exchange_embeddings(graph, edit.place, lambda: inserted_call(graph, edit)))
 
 
+def wire_exchange_input(graph: Graph, edit: Edit) -> None:
+    """Token ids beyond the vocabulary stand for the embeddings of m()."""
+    assert isinstance(edit.place, Input)
+    exchange_input(graph, anchored(graph, None), edit.place, lambda: inserted_call(graph, edit))
+
+
 def wire_replace(graph: Graph, edit: Edit) -> None:
     """h(x) becomes m(x)."""
     host = anchored(graph, None)
@@ -247,6 +254,7 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.AFTER_NORM: wire_after_norm,
     Wiring.EXTEND_KV: wire_extend_kv,
     Wiring.EXTEND_INPUT: wire_extend_input,
+    Wiring.EXCHANGE_INPUT: wire_exchange_input,
     Wiring.REPLACE: wire_replace,
 }
 

@@ -10,13 +10,19 @@ from peft_compiler.methods._method import NoMerge as NoMerge
 from peft_compiler.methods._method import Wiring as Wiring
 from peft_compiler.methods.adapter import Adapter as Adapter
 from peft_compiler.methods.bitfit import BitFit as BitFit
+from peft_compiler.methods.boft import BOFT as BOFT
 from peft_compiler.methods.compacter import Compacter as Compacter
 from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
 from peft_compiler.methods.dora import DoRA as DoRA
 from peft_compiler.methods.gated_adapter import GatedAdapter as GatedAdapter
 from peft_compiler.methods.gated_lora import GatedLoRA as GatedLoRA
+from peft_compiler.methods.hra import HRA as HRA
 from peft_compiler.methods.ia3 import IA3 as IA3
+from peft_compiler.methods.loha import LoHa as LoHa
+from peft_compiler.methods.lokr import LoKr as LoKr
 from peft_compiler.methods.lora import LoRA as LoRA
+from peft_compiler.methods.oft import OFT as OFT
+from peft_compiler.methods.p_tuning import PTuning as PTuning
 from peft_compiler.methods.parallel_adapter import ParallelAdapter as ParallelAdapter
 from peft_compiler.methods.pfeiffer_adapter import PfeifferAdapter as PfeifferAdapter
 from peft_compiler.methods.prefix import Prefix as Prefix
@@ -29,17 +35,23 @@ from peft_compiler.methods.vera import VeRA as VeRA
 AnyMethod = Annotated[
     Adapter
     | BitFit
+    | BOFT
     | Compacter
     | DeepPrompts
     | DoRA
     | GatedAdapter
     | GatedLoRA
+    | HRA
     | IA3
+    | LoHa
+    | LoKr
     | LoRA
+    | OFT
     | ParallelAdapter
     | PfeifferAdapter
     | Prefix
     | Prompt
+    | PTuning
     | RandLoRA
     | SSF
     | TrainedCopy

@@ -34,6 +34,8 @@ class Wiring(StrEnum):
     """Attention core: the keys and values m() stand before the core's own."""
     EXTEND_INPUT = "extend_input"
     """Input: the embeddings m() stand before those of the tokens."""
+    EXCHANGE_INPUT = "exchange_input"
+    """Input: the embeddings m() are those of the token ids beyond the vocabulary."""
     REPLACE = "replace"
     """Whole module h: m(x) in place of h(x)."""
 

@@ -60,7 +60,7 @@ class Example:
                 return y + inserted(x)
             case Wiring.REPLACE:
                 return inserted(x)
-            case Wiring.EXTEND_KV | Wiring.EXTEND_INPUT:
+            case Wiring.EXTEND_KV | Wiring.EXTEND_INPUT | Wiring.EXCHANGE_INPUT:
                 return inserted()
 
 
