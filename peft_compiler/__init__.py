@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from peft_compiler.allocating import RankAllocator as RankAllocator
+    from peft_compiler.allocating import ranks_of as ranks_of
     from peft_compiler.compiling import compile as compile
     from peft_compiler.compiling import find_sites as find_sites
     from peft_compiler.compiling import plan as plan
@@ -45,6 +47,7 @@ _HOME_OF = {
     "PeftCompilerError": "errors",
     "Plan": "plan",
     "PlanError": "errors",
+    "RankAllocator": "allocating",
     "Report": "verifying",
     "Role": "site",
     "Site": "site",
@@ -56,6 +59,7 @@ _HOME_OF = {
     "merge": "merging",
     "parameter_groups": "optimising",
     "plan": "compiling",
+    "ranks_of": "allocating",
     "save": "interchange",
     "template_ids": "templates",
     "verify": "verifying",

@@ -34,6 +34,9 @@ FIGURES = [
     ("gpt3_175b", "adapters width=64 after attention and FFN", 304_361_472),
     # loralib's MergedLinear on the fused c_attn.
     ("gpt2_medium", "LoRA r=4 on q,v", 393_216),
+    # arXiv:2311.06243, table 1: 0.79M and 0.75M; the biases are trained too.
+    ("deberta_v3_base", "BOFT block_size=16 on all linear; BitFit on all linear", 787_968),
+    ("deberta_v3_base", "BOFT block_size=8 factors=2 on all linear; BitFit on all linear", 746_496),
     # arXiv:2305.14314 and arXiv:2402.09353.
     ("llama_7b", "LoRA r=64 on all linear", 159_907_840),
     ("llama_7b", "LoRA r=32 on q,k,v,up,down", 56_098_816),

@@ -24,6 +24,7 @@ ORDER = (
     "merging",
     "templates",
     "optimising",
+    "allocating",
     "compiling",
     "interchange",
     "verifying",

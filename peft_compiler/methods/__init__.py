@@ -8,12 +8,14 @@ from peft_compiler.methods._method import MergeRule as MergeRule
 from peft_compiler.methods._method import Method as Method
 from peft_compiler.methods._method import NoMerge as NoMerge
 from peft_compiler.methods._method import Wiring as Wiring
+from peft_compiler.methods.adalora import AdaLoRA as AdaLoRA
 from peft_compiler.methods.adapter import Adapter as Adapter
 from peft_compiler.methods.bitfit import BitFit as BitFit
 from peft_compiler.methods.boft import BOFT as BOFT
 from peft_compiler.methods.compacter import Compacter as Compacter
 from peft_compiler.methods.deep_prompts import DeepPrompts as DeepPrompts
 from peft_compiler.methods.dora import DoRA as DoRA
+from peft_compiler.methods.fourierft import FourierFT as FourierFT
 from peft_compiler.methods.gated_adapter import GatedAdapter as GatedAdapter
 from peft_compiler.methods.gated_lora import GatedLoRA as GatedLoRA
 from peft_compiler.methods.hra import HRA as HRA
@@ -21,6 +23,7 @@ from peft_compiler.methods.ia3 import IA3 as IA3
 from peft_compiler.methods.loha import LoHa as LoHa
 from peft_compiler.methods.lokr import LoKr as LoKr
 from peft_compiler.methods.lora import LoRA as LoRA
+from peft_compiler.methods.miss import MiSS as MiSS
 from peft_compiler.methods.oft import OFT as OFT
 from peft_compiler.methods.p_tuning import PTuning as PTuning
 from peft_compiler.methods.parallel_adapter import ParallelAdapter as ParallelAdapter
@@ -33,12 +36,14 @@ from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
 from peft_compiler.methods.vera import VeRA as VeRA
 
 AnyMethod = Annotated[
-    Adapter
+    AdaLoRA
+    | Adapter
     | BitFit
     | BOFT
     | Compacter
     | DeepPrompts
     | DoRA
+    | FourierFT
     | GatedAdapter
     | GatedLoRA
     | HRA
@@ -46,6 +51,7 @@ AnyMethod = Annotated[
     | LoHa
     | LoKr
     | LoRA
+    | MiSS
     | OFT
     | ParallelAdapter
     | PfeifferAdapter

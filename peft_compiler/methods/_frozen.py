@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 
+def generator_of(*material: object) -> torch.Generator:
+    """Returns a generator that depends on numbers, texts and tuples of them alone."""
+    # Not hash(): it differs from one process to the next.
+    digest = hashlib.sha256(repr(material).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 class Uniform(NamedTuple):
     """A matrix with values drawn evenly from -bound to bound."""
 
@@ -29,9 +36,7 @@ class FrozenPair(nn.Module):
         super().__init__()
         self.alike = (seed, down, up)
         """Equal for modules that hold the same values."""
-        # Not hash(): it differs from one process to the next.
-        material = hashlib.sha256(repr(self.alike).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(material[:7], "big"))
+        generator = generator_of(seed, down, up)
         for name, (shape, bound) in (("down", down), ("up", up)):
             values = torch.empty(shape).uniform_(-bound, bound, generator=generator)
             self.register_buffer(name, values.bfloat16().float(), persistent=False)

@@ -198,4 +198,3 @@ def orthogonal(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """Returns the first r rows of R and the first r columns of Q as A and B."""
     q, r_factor = torch.linalg.qr(weight.float())
     return taken(r_factor[..., :r, :]), taken(q[..., :r])
-

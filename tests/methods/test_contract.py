@@ -9,22 +9,32 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peft_compiler.methods import (
+    BOFT,
+    HRA,
     IA3,
     METHODS,
+    OFT,
     SSF,
+    AdaLoRA,
     Adapter,
     BitFit,
     Compacter,
     DeepPrompts,
     DoRA,
+    FourierFT,
     GatedAdapter,
     GatedLoRA,
+    LoHa,
+    LoKr,
     LoRA,
     Method,
+    MiSS,
     NoMerge,
     ParallelAdapter,
     PfeifferAdapter,
+    Prefix,
     Prompt,
+    PTuning,
     RandLoRA,
     TrainedCopy,
     VeRA,
@@ -60,6 +70,27 @@ SPECS: dict[Method, tuple[str, ...]] = {
     VeRA(r=12, d_initial=1.0, seed=3): ("linear", "rows of a transposed"),
     RandLoRA(r=4): PROJECTIONS,
     RandLoRA(r=20, alpha=3.0, seed=3): ("linear", "rows of a transposed"),
+    LoHa(r=2): PROJECTIONS,
+    LoHa(r=4, alpha=3.0): ("linear", "rows of a transposed"),
+    LoKr(r=1): PROJECTIONS,
+    LoKr(r=1, alpha=3.0, factor=2, decompose_both=True): (
+        "linear",
+        "rows of a transposed",
+        "rows of experts",
+    ),
+    LoKr(r=8, factor=1): ("linear", "conv1d"),
+    OFT(block_size=2): PROJECTIONS,
+    OFT(block_size=4, shared=True): ("linear", "rows of a transposed", "rows of experts"),
+    BOFT(block_size=2): PROJECTIONS,
+    BOFT(block_size=2, factors=3): ("linear", "rows of a transposed", "rows of experts", "conv1d"),
+    HRA(r=2): PROJECTIONS,
+    HRA(r=6): ("linear", "rows of a transposed", "rows of experts"),
+    FourierFT(n=9): PROJECTIONS,
+    FourierFT(n=16, alpha=3.0, init="zero"): ("linear", "rows of a transposed", "rows of experts"),
+    MiSS(r=2): PROJECTIONS,
+    MiSS(r=3): ("linear", "rows of a transposed", "rows of experts", "conv1d"),
+    AdaLoRA(r=2): PROJECTIONS,
+    AdaLoRA(r=4, target_r=1, alpha=3.0): ("linear", "rows of a transposed", "rows of experts"),
     Adapter(): ("attention edge", "feed-forward edge", "mixer edge"),
     Adapter(width=3, activation="relu"): ("feed-forward edge", "block"),
     Adapter(width=3, init="near_zero", layer_norm=True): ("feed-forward edge", "block"),
@@ -74,8 +105,15 @@ SPECS: dict[Method, tuple[str, ...]] = {
     PfeifferAdapter(): ("attention edge", "feed-forward edge", "mixer edge"),
     DeepPrompts(length=5): ("core",),
     DeepPrompts(length=1, scale=0.02): ("core",),
+    DeepPrompts(length=3, reparametrised=True, width=4): ("core",),
+    Prefix(length=3, width=4): ("core",),
+    Prefix(length=5, reparametrised=False): ("core",),
     Prompt(length=5): ("input",),
     Prompt(length=5, init="random"): ("input",),
+    PTuning(length=3): ("input",),
+    PTuning(template="[P] {x} [P]", encoder="mlp"): ("input",),
+    PTuning(length=2, layers=1, width=5): ("input",),
+    PTuning(encoder="none"): ("input",),
     Prompt(length=5, labels=("no", "oh yes"), tokens=((1,), (4, 2))): ("input",),
     TrainedCopy(): ("head", "embedding", "norm"),
     IA3(): (
@@ -100,7 +138,7 @@ SPECS: dict[Method, tuple[str, ...]] = {
         "norm of channels",
     ),
 }
-STARTING_AT_CONSTANTS = (BitFit, IA3, RandLoRA, SSF, VeRA)
+STARTING_AT_CONSTANTS = (BOFT, MiSS, OFT, BitFit, IA3, RandLoRA, SSF, VeRA)
 CASES = [
     pytest.param(method.at(EXAMPLES[name].site), EXAMPLES[name], id=f"{method!r} at {name}")
     for method, names in SPECS.items()
@@ -120,7 +158,7 @@ def starts_from_its_host(method: Method) -> bool:
 
 def draws_nothing(method: Method) -> bool:
     """Whether no initial value is random."""
-    constant = isinstance(method, STARTING_AT_CONSTANTS)
+    constant = isinstance(method, STARTING_AT_CONSTANTS) or getattr(method, "init", None) == "zero"
     return constant or (starts_from_its_host(method) and not isinstance(method, DoRA))
 
 
