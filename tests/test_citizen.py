@@ -1,4 +1,4 @@
-"""A compiled model goes where its base goes: checkpointing, torch.compile, other dtypes, frozen statistics."""
+"""A compiled model goes where its base goes: checkpointing, torch.compile, dtypes, frozen statistics."""
 
 from typing import Any
 
