@@ -10,16 +10,27 @@ from lark import Lark, Token, Tree
 
 from peft_compiler.methods import METHODS, Method
 from peft_compiler.site import Tower
+from peft_compiler.spec.recipes import recipe_names
 from peft_compiler.spec.terms import ALSO_CALLED, TERMS
 
 GRAMMAR = Path(__file__).with_name("sentence.lark")
 STRING = r'"(?:\\.|[^"\\\n])*"'
 """Pattern of text in quotes, the same as in the grammar."""
 
+JOINED = re.compile(r"[\s_-]+")
+"""What may stand between the words of a recipe's name."""
+
 
 def method_names() -> dict[str, type[Method]]:
     """Returns each method by everything that a sentence may call it."""
     return {name: method for method in METHODS for name in method.spoken}
+
+
+def recipe_words() -> dict[str, str]:
+    """Returns each recipe by what a sentence may call it, where no method is called that."""
+    methods = {name.lower() for name in method_names()}
+    spoken = {name.replace("_", " "): name for name in recipe_names()}
+    return {words: name for words, name in spoken.items() if words not in methods}
 
 
 def field_names(methods: Iterable[type[Method]] = METHODS) -> tuple[str, ...]:
@@ -33,19 +44,30 @@ def parser() -> Lark:
     """Returns the parser of one statement."""
     terminals = {
         "METHOD": f"{_alternatives(method_names())}s?",
-        "FIELD": _alternatives(field_names()),
         "ROLE": f"{_alternatives((*TERMS, *ALSO_CALLED))}s?",
         "TOWER": f"{_alternatives(Tower)}s?",
     }
     # A word ends where no letter and no dot follows: `encoder.layers` is neither a tower nor a role.
     defined = [rf"{name}.2: /{words}(?![\w.])/i" for name, words in terminals.items()]
+    # A word that is also one of the language's own is not a setting: `layers=2` is, `of layers 2` a place.
+    defined.append(rf"FIELD.-1: /{_alternatives(field_names())}(?![\w.])/i")
+    defined.append(rf"RECIPE.3: /{_recipe_pattern()}/i")
     return Lark("\n".join([GRAMMAR.read_text("utf-8"), *defined]), parser="lalr", propagate_positions=True)
 
 
-def _alternatives(words: Iterable[str]) -> str:
+def _recipe_pattern() -> str:
+    recipes = recipe_words()
+    begun = tuple(f"{word} " for word in recipes)
+    longer = [name for name in method_names() if JOINED.sub(" ", name.lower()).startswith(begun)]
+    # A method whose name goes on after a recipe's is meant: "compacter adapters". A name may end in a sign.
+    methods = rf"(?!{_alternatives(longer)}s?(?![\w.]))" if longer else ""
+    return methods + _alternatives(recipes, gap=JOINED.pattern) + r"(?![\w.+])"
+
+
+def _alternatives(words: Iterable[str], gap: str = r"\s+") -> str:
     # The longest first: "attention.query" is not "attention" and something after it.
     ordered = sorted(words, key=lambda word: (-len(word), word))
-    patterns = (r"\s+".join(map(re.escape, word.split())) for word in ordered)
+    patterns = (gap.join(map(re.escape, word.split())) for word in ordered)
     return f"(?:{'|'.join(patterns)})"
 
 

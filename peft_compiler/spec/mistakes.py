@@ -8,7 +8,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from peft_compiler.methods import METHODS
 from peft_compiler.site import Tower
-from peft_compiler.spec.grammar import STRING, field_names, method_names, without_comment
+from peft_compiler.spec.grammar import STRING, field_names, method_names, recipe_words, without_comment
 from peft_compiler.spec.terms import ALSO_CALLED, TERMS, did_you_mean, one_of
 
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
@@ -75,8 +75,8 @@ def explain(statement: str, error: UnexpectedInput) -> tuple[str, int, int]:
 
 
 def _leading_method(text: str) -> str:
-    """Returns the name of a method that a text begins with, as it is written there."""
-    names = sorted(method_names(), key=len, reverse=True)
+    """Returns the name of a method or recipe that a text begins with, as it is written there."""
+    names = sorted((*method_names(), *recipe_words()), key=len, reverse=True)
     found = (re.match(rf"{re.escape(name)}s?(?![\w.])", text, re.IGNORECASE) for name in names)
     return next((match[0] for match in found if match), "")
 
@@ -97,6 +97,7 @@ def _vocabulary(statement: str) -> Mapping[str, Sequence[str]]:
     ]
     return {
         "METHOD": tuple(method_names()),
+        "RECIPE": tuple(recipe_words()),
         "FIELD": field_names(methods or METHODS),
         "ROLE": (*TERMS, *ALSO_CALLED),
         "TOWER": tuple(Tower),
@@ -111,6 +112,8 @@ def _allowed(expected: set[str], vocabulary: Mapping[str, Sequence[str]]) -> str
     listed: list[str] = []
     if "METHOD" in expected:
         listed.append(f"a method ({', '.join(method.spoken[0] for method in METHODS)})")
+    if "RECIPE" in expected:
+        listed.append("a recipe such as houlsby, mam or compacter")
     if "FIELD" in expected:
         listed.append(f"a setting ({', '.join(vocabulary['FIELD'])})")
     if "ROLE" in expected:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from peft_compiler.errors import SpecError
 from peft_compiler.methods import METHODS, Method
 from peft_compiler.spec.documents import Document, Mark, Problem
+from peft_compiler.spec.recipes import Expansion, expanded
 from peft_compiler.spec.spec import Rule, Spec, Where
 from peft_compiler.spec.terms import did_you_mean, one_of
 
@@ -20,11 +22,15 @@ def validated(document: Document) -> Spec:
         SpecError: Listing every problem, in the order of the text.
     """
     spec = None
-    problems = list(document.problems)
+    expansion = expanded(document)
+    problems = [
+        *document.problems,
+        *(replace(problem, mark=document.mark_of(problem.path)) for problem in expansion.problems),
+    ]
     try:
-        spec = Spec.model_validate(document.data)
+        spec = Spec.model_validate(expansion.data)
     except ValidationError as error:
-        problems += _problems(document, error)
+        problems += _problems(document, expansion, error)
     if problems or spec is None:
         # What has no place keeps its turn: sorting is stable.
         problems.sort(key=lambda problem: problem.mark or Mark(0, 0))
@@ -33,11 +39,11 @@ def validated(document: Document) -> Spec:
     return spec
 
 
-def _problems(document: Document, error: ValidationError) -> Iterator[Problem]:
-    known = {problem.path for problem in document.problems}
+def _problems(document: Document, expansion: Expansion, error: ValidationError) -> Iterator[Problem]:
+    known = {problem.path for problem in (*document.problems, *expansion.problems)}
     for detail in error.errors(include_url=False):
         location = detail["loc"]
-        path = document.path_of(location)
+        path = document.path_of(expansion.origin_of(location))
         if path in known:
             continue  # What could not be read is missing or empty: that is no problem of its own.
         at_key = detail["type"] == "extra_forbidden"

@@ -4,6 +4,7 @@ from typing import Any
 
 from peft_compiler.methods import METHODS, TrainedCopy
 from peft_compiler.site import Tower
+from peft_compiler.spec.recipes import recipe_names
 from peft_compiler.spec.spec import Spec, Where
 from peft_compiler.spec.terms import ALSO_CALLED, TERMS
 
@@ -40,7 +41,16 @@ def _use() -> JsonSchema:
         "maxProperties": 1,
     }
     flat = [{"$ref": f"#/$defs/{name}", "required": ["kind"]} for name in kinds.values()]
-    return {"description": "A method and its settings.", "anyOf": [{"enum": list(kinds)}, nested, *flat]}
+    recipe = {
+        "type": "object",
+        "properties": {"recipe": {"enum": list(recipe_names())}},
+        "required": ["recipe"],
+        "additionalProperties": False,
+    }
+    return {
+        "description": "A method and its settings, or a recipe.",
+        "anyOf": [{"enum": list(kinds)}, nested, *flat, recipe],
+    }
 
 
 def _criteria() -> JsonSchema:

@@ -14,7 +14,15 @@ from typing_extensions import override
 
 from peft_compiler.methods import Method
 from peft_compiler.spec.documents import Document, Mark, Path, Problem
-from peft_compiler.spec.grammar import STRING, Phrase, method_names, parse, without_comment
+from peft_compiler.spec.grammar import (
+    JOINED,
+    STRING,
+    Phrase,
+    method_names,
+    parse,
+    recipe_words,
+    without_comment,
+)
 from peft_compiler.spec.mistakes import explain
 
 STATEMENT = re.compile(rf"(?:{STRING}|#[^\n]*|[^;\n])+")
@@ -73,6 +81,8 @@ class _Reader:
             phrase = parse(statement)
             if phrase.name == "rule":
                 self.rules.append(self.rule(phrase, ("rules", len(self.rules))))
+            elif phrase.name == "recipe":
+                self.rules.append(self.recipe(phrase, ("rules", len(self.rules))))
             else:
                 self.train += self.parts_to_train(phrase)
         except UnexpectedInput as error:
@@ -103,6 +113,17 @@ class _Reader:
             elif part.name == "expect":
                 rule["expect"] = int(part.parts[0].text)
                 self.values[*path, "expect"] = self.mark_of(part.parts[0])
+        return rule
+
+    def recipe(self, phrase: Phrase, path: Path) -> dict[str, Any]:
+        """Returns the data of a rule that uses a recipe."""
+        name, *selecting = phrase.parts
+        words = JOINED.sub(" ", name.text.lower())
+        rule: dict[str, Any] = {"use": {"recipe": recipe_words()[words]}}
+        self.values[path] = self.mark_of(phrase)
+        self.values[*path, "use"] = self.mark_of(name)
+        if selecting:
+            rule["where"] = self.selector(selecting, (*path, "where"))
         return rule
 
     def setting(self, phrase: Phrase, method: type[Method], use: dict[str, Any], path: Path) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from peft_compiler.errors import SpecError
+from peft_compiler.methods import METHODS, LoRA
+from peft_compiler.site import SHORT_NAMES
 from peft_compiler.spec import Rule, Spec, Where
 from peft_compiler.spec.read import read_spec
+from peft_compiler.spec.terms import one_of
 
 GOOD = """\
 # A comment.
@@ -71,13 +74,12 @@ rules:
 train: [q]
 zzz: 1
 """
-    kinds = "adapter, deep_prompts, lora or trained_copy"
-    short = (
-        "q, k, v, o, up, gate, down, attention, ffn, mixer, linear, embedding, head, norm, router or block"
-    )
+    settings = one_of(name for name in LoRA.model_fields if name != "kind")
+    kinds = one_of(method.model_fields["kind"].default for method in METHODS)
+    short = one_of(SHORT_NAMES)
     assert problems_of(written(tmp_path, "a.yaml", text)) == [
         f"a.yaml:2:10: unknown method 'lorra', expected {kinds}; did you mean 'lora'?",
-        "a.yaml:3:18: unknown key 'rnk', expected r, alpha or dropout; did you mean 'r'?",
+        f"a.yaml:3:18: unknown key 'rnk', expected {settings}; did you mean 'r'?",
         "a.yaml:3:29: 'r' is 0, expected greater than 0",
         "a.yaml:4:5: unknown key 'wher', expected use, where or expect; did you mean 'where'?",
         f"a.yaml:6:23: found role 'qq', expected {short}, or a full name; did you mean 'q'?",

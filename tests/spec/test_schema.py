@@ -20,7 +20,7 @@ def test_every_method_can_be_written_short_and_long() -> None:
     kinds = [method.model_fields["kind"].default for method in METHODS]
     assert use[0] == {"enum": kinds}
     assert list(use[1]["properties"]) == kinds
-    assert [one["$ref"] for one in use[2:]] == [f"#/$defs/{method.__name__}" for method in METHODS]
+    assert [one["$ref"] for one in use[2:-1]] == [f"#/$defs/{method.__name__}" for method in METHODS]
 
 
 def test_criteria_are_those_of_the_selector() -> None:

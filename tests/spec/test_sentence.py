@@ -156,7 +156,7 @@ rank), `on`, `after`, `of`, `in`, `at`, \
           lora r=0
                  ^""",
     "adapter r=8": """
-        unknown key 'r', expected width or activation
+        unknown key 'r', expected width, activation, init, layer_norm or rank
           adapter r=8
                   ^""",
     "train query": """
