@@ -137,6 +137,14 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Projector:
+    """A module below an attention's, and those rows of its output that are keys, or values."""
+
+    module: str
+    rows: Rows | None
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
     """Where queries, keys, values and the mask meet.
 
@@ -148,6 +156,8 @@ class Core:
         value_width: Width of one value head.
         learned_bias: Whether what is added to the scores is learned or depends on the content
             (T5, DeBERTa), rather than fixed (a mask, ALiBi) or nothing.
+        keys: What projects keys, if a module below the core's does that by itself.
+        values: The same for values.
     """
 
     anchor: Anchor
@@ -156,6 +166,8 @@ class Core:
     key_width: int
     value_width: int
     learned_bias: bool = False
+    keys: Projector | None = None
+    values: Projector | None = None
 
 
 @dataclass(frozen=True, slots=True)

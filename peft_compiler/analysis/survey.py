@@ -20,7 +20,7 @@ from peft_compiler.analysis.roles.inputs import Entrance
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
 from peft_compiler.analysis.roles.towers import Towers
-from peft_compiler.site import Anchor, Core, Edge, Input, Place, Role, Site, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Place, Projector, Role, Site, Whole
 
 _MOST_STEPS_TOLD = 8
 _OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
@@ -141,10 +141,31 @@ class Survey:
             key_width=widths.key_width,
             value_width=widths.value_width,
             learned_bias=has_learned_bias(self.flow, core),
+            keys=self._projector(attention, Role.KEY, widths.key_heads * widths.key_width),
+            values=self._projector(attention, Role.VALUE, widths.key_heads * widths.value_width),
         )
         width = widths.heads * widths.value_width
+        width_in = max((matrix.width_in for matrix in self._matrices(attention, Role.VALUE)), default=width)
         evidence = (f"{fact(core).op} in {self._where(core)}", *unknown)
-        return self._found(Role.ATTENTION_CORE, core, place, (width, width), evidence, cross=attention.cross)
+        widths_of = (width_in, width)
+        return self._found(Role.ATTENTION_CORE, core, place, widths_of, evidence, cross=attention.cross)
+
+    def _matrices(self, attention: Attention, role: Role) -> list[Matrix]:
+        found = (matrix_of_linear(self.flow, each.linear) for each in attention.projections.get(role, ()))
+        return [matrix for matrix in found if matrix is not None]
+
+    def _projector(self, attention: Attention, role: Role, width: int) -> Projector | None:
+        """Returns what projects keys or values, where one module below the attention's does that alone."""
+        inner = f"{fact(attention.meeting.core).module}."
+        projections = attention.projections.get(role, ())
+        matrices = self._matrices(attention, role)
+        if len(projections) != 1 or len(matrices) != 1 or projections[0].rows == ():
+            return None
+        place = matrices[0].place_of(projections[0].rows)
+        found = matrices[0].width_out if place.rows is None else len(place.rows)
+        if place.anchor is not None or found != width or not matrices[0].path.startswith(inner):
+            return None
+        return Projector(matrices[0].path.removeprefix(inner), place.rows)
 
     def _projection(
         self,

@@ -7,6 +7,7 @@ as attention weights keeps the user's length.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,31 +107,72 @@ def op_name(node: Node) -> str:
 
 
 def _extend_softmax(graph: Graph, core: Core, softmax: Node, prompts: Node) -> None:
-    _check_axis(softmax)
-    scores = _nearest([softmax], lambda node: node.all_input_nodes)
-    context = _nearest([softmax], lambda node: node.users)
-    query, factor = _query_of(scores)
-    way_in = _between(graph, scores, softmax)
+    if "prompted" in softmax.meta:
+        for call in softmax.meta["prompted"]:
+            call.args = tuple((*a, prompts) if isinstance(a, tuple) else a for a in call.args)
+        return
+    spelt = spelt_out(graph, softmax)
+    context = spelt.context
     with graph.inserting_before(softmax):
-        of_prompts = graph.call_function(prompt_scores, (query, (prompts,), core.heads, factor))
-        of_prompts = _follow(
-            graph, way_in, (scores, softmax.args[0]), of_prompts, skip=_SAME_VALUES | _ADDITIVE
-        )
-        bias = None if core.learned_bias else _bias(graph, scores, softmax, way_in)
+        given, of_prompts = scores_of_prompts(graph, core, spelt, prompts)
+        bias = None if core.learned_bias else _bias(graph, spelt.scores, softmax, spelt.way_in)
         settings = (bias, core.learned_bias, softmax.kwargs.get("dtype"))
         joint = graph.call_function(joint_softmax, (softmax.args[0], of_prompts, *settings))
         of_keys = graph.call_function(_first, (joint,))
         of_prompts = graph.call_function(_second, (joint,))
-    of_keys.meta.update(softmax.meta)
+    of_keys.meta.update(softmax.meta)  # so that it is found as the core again
     softmax.replace_all_uses_with(of_keys, delete_user_cb=lambda user: user is not joint)
     way_out = [node for node in _between(graph, of_keys, context) if node is not joint]
     with graph.inserting_before(context):
         of_prompts = _follow(graph, way_out, (of_keys, context.args[0]), of_prompts, skip=_SAME_VALUES)
-    with graph.inserting_after(context):
-        extended = graph.call_function(add_prompt_values, (context, of_prompts, (prompts,), core.heads))
+    of_keys.meta["prompted"] = (given, add_after(graph, core, context, of_prompts, prompts))
+    graph.erase_node(softmax)
+
+
+def add_after(graph: Graph, core: Core, context: Node, probabilities: Node, prompts: Any) -> Node:
+    """Adds the values of `prompts` under their `probabilities` to the context; returns the call that does."""
+    latest = max(node for node in (context, probabilities))
+    with graph.inserting_after(latest):
+        extended = graph.call_function(add_prompt_values, (context, probabilities, (prompts,), core.heads))
     extended.meta.update({key: context.meta[key] for key in ("shape", "dtype")})
     context.replace_all_uses_with(extended, delete_user_cb=lambda user: user is not extended)
-    graph.erase_node(softmax)
+    return extended
+
+
+@dataclass(frozen=True, slots=True)
+class SpeltOut:
+    """An attention in several ops.
+
+    Attributes:
+        logits: What the softmax is taken of.
+        scores: The contraction of queries and keys.
+        way_in: The ops from the scores to the logits.
+        context: The contraction of probabilities and values.
+    """
+
+    logits: Node
+    scores: Node
+    way_in: list[Node]
+    context: Node
+
+
+def spelt_out(graph: Graph, softmax: Node) -> SpeltOut:
+    """Returns the attention around a softmax, or around what replaced it."""
+    if "spelt_out" not in softmax.meta:
+        _check_axis(softmax)
+        scores = _nearest([softmax], lambda node: node.all_input_nodes)
+        context = _nearest([softmax], lambda node: node.users)
+        logits: Any = softmax.args[0]
+        softmax.meta["spelt_out"] = SpeltOut(logits, scores, _between(graph, scores, softmax), context)
+    return softmax.meta["spelt_out"]
+
+
+def scores_of_prompts(graph: Graph, core: Core, spelt: SpeltOut, prompts: Any) -> tuple[Node, Node]:
+    """Returns the call that scores prompts, and what becomes of it on the way that the keys' scores take."""
+    query, factor = _query_of(spelt.scores)
+    given = graph.call_function(prompt_scores, (query, (prompts,), core.heads, factor))
+    ends = (spelt.scores, spelt.logits)
+    return given, _follow(graph, spelt.way_in, ends, given, skip=_SAME_VALUES | _ADDITIVE)
 
 
 def _first(pair: tuple[Any, Any]) -> Any:

@@ -70,26 +70,49 @@ def open_graph(original: type[nn.Module], forward: Callable[..., Any]) -> Graph:
     return graph
 
 
-def extend_input(graph: Graph, host: Node, place: Input, prompts: Node) -> None:
-    """Calls the `host` with `prompts` in front of its tokens."""
+def join_input(graph: Graph, edit: Edit, inserted: Callable[[], Node]) -> None:
+    """Makes one of the edits of `edits_of`; `inserted` adds a call of the inserted module to the graph."""
+    match edit.place:
+        case Input():
+            _extend_call(graph, edit.place, inserted)
+        case States():
+            _drop_prompts(graph, edit.place)
+        case Reader():
+            host = _host(graph)
+            with graph.inserting_before(host):
+                host.args = (host.args[0], graph.call_function(reading, host.args[1:]))
+        case _:
+            assert isinstance(edit.place, Lookup)
+            _exchange_embeddings(graph, edit.place, inserted)
+
+
+def _host(graph: Graph) -> Node:
+    return next(node for node in graph.nodes if node.meta.get("host"))
+
+
+def _extend_call(graph: Graph, place: Input, inserted: Callable[[], Node]) -> None:
+    """Calls the host with prompts in front of its tokens."""
+    host = _host(graph)
     itself, arguments = host.args
     table = place.table.rpartition(".")[0]
     settings = (place.argument, table, host.meta["takes_embeddings"])
     with graph.inserting_before(host):
+        prompts = inserted()
         longer = graph.call_function(extended, (itself, prompts, arguments, *settings))
         length = graph.call_method("size", (prompts, 0))
     host.args = (itself, longer)
-    _returning(graph, host, hiding, longer, length)
+    _returning(graph, hiding, longer, length)
 
 
-def exchange_input(graph: Graph, host: Node, place: Input, embeddings: Callable[[], Node]) -> None:
-    """Calls the `host` with `embeddings` for the tokens beyond its vocabulary.
+def exchange_input(graph: Graph, place: Input, embeddings: Callable[[], Node]) -> None:
+    """Calls the host with `embeddings` for the tokens beyond its vocabulary.
 
     Whatever stands in front of the tokens comes later: it does not know of such tokens.
 
     Raises:
         LoweringError: If the host takes no embeddings.
     """
+    host = _host(graph)
     if not host.meta["takes_embeddings"]:
         raise LoweringError(
             f"the forward takes no '{EMBEDDINGS}' that could stand for pseudo tokens; leave out the template"
@@ -104,38 +127,36 @@ def exchange_input(graph: Graph, host: Node, place: Input, embeddings: Callable[
     given.replace_all_uses_with(spelt, delete_user_cb=users.__contains__)
 
 
-def drop_prompts(graph: Graph, host: Node, place: States) -> None:
-    """Lets the `host` return its states without those of the prompts."""
+def _drop_prompts(graph: Graph, place: States) -> None:
+    """Lets the host return its states without those of the prompts."""
+    host = _host(graph)
     with graph.inserting_before(host):
         positions = graph.call_function(added, (host.args[1], place.length))
         length = graph.call_function(sequence_length, (host.args[1],))
     keys = positions if place.within else place.length
-    _returning(graph, host, shortened, length, positions, keys)
+    _returning(graph, shortened, length, positions, keys)
 
 
-def extend_reader(graph: Graph, host: Node) -> None:
-    """Lets the `host` see the prompts among the states that it attends to."""
-    with graph.inserting_before(host):
-        host.args = (host.args[0], graph.call_function(reading, host.args[1:]))
-
-
-def exchange_embeddings(graph: Graph, place: Lookup, prompts: Callable[[], Node]) -> tuple[Node, Node]:
-    """Exchanges the embeddings of the first tokens for `prompts`; returns the lookup and what replaces it."""
+def _exchange_embeddings(graph: Graph, place: Lookup, inserted: Callable[[], Node]) -> None:
+    """Exchanges the embeddings of the first tokens for prompts, where they are looked up."""
     for node in graph.nodes:
         if (place.anchor is not None and node.meta.get("anchor") == place.anchor) or (
             place.anchor is None and node.op == "call_module" and node.target == place.module
         ):
+            users = list(node.users)
             with graph.inserting_after(node):
-                trained = prompts()
-            with graph.inserting_after(trained):
-                return node, graph.call_function(exchanged, (trained, node))
+                prompts = inserted()
+            with graph.inserting_after(prompts):
+                embeddings = graph.call_function(exchanged, (prompts, node))
+            node.replace_all_uses_with(embeddings, delete_user_cb=users.__contains__)
+            return
     raise LoweringError(
         f"the forward takes no '{EMBEDDINGS}' and does not look up {place.module or 'its tokens'} itself; "
         "expected one of the two"
     )
 
 
-def _returning(graph: Graph, host: Node, function: Callable[..., Any], *args: Any) -> None:
+def _returning(graph: Graph, function: Callable[..., Any], *args: Any) -> None:
     """Hands what the graph returns through `function`."""
     output = graph.output_node()
     with graph.inserting_before(output):

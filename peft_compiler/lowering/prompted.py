@@ -79,12 +79,14 @@ def _extended(mask: Tensor, length: int, keys: int, learned: bool) -> Tensor:
     return torch.cat([prompt_bias(mask, learned).expand(shape), mask], -1)
 
 
-def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float = 1.0) -> Tensor:
-    """Returns the scores of prompts, (batch, heads, queries, n).
+def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float | None) -> Tensor:
+    """Returns the scores of prompts, (batch, heads, queries, n), times `factor`.
 
-    The query is (batch, heads, queries, width), or has its first two axes flattened.
+    The query is (batch, heads, queries, width), or has its first two axes flattened. Without
+    a factor, that of `scaled_dot_product_attention` is taken.
     """
     query = query if query.dim() == 4 else query.unflatten(0, (-1, heads))
+    factor = query.shape[-1] ** -0.5 if factor is None else factor
     return (query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)) * factor
 
 
@@ -104,3 +106,28 @@ def add_prompt_values(context: Tensor, probabilities: Tensor, prompts: Prompts, 
     """Returns `context` plus what the prompts' values contribute under `probabilities`."""
     flat = probabilities.reshape(-1, heads, *probabilities.shape[-2:])
     return context + (flat @ join_prompts(prompts, heads, flat)[1]).reshape(context.shape).to(context.dtype)
+
+
+def add_gated_attention(
+    context: Tensor, query: Tensor, prompts: Prompts, gates: Tensor, scale: float | None
+) -> Tensor:
+    """Returns the result of `scaled_dot_product_attention` plus what its queries find in prompts apart.
+
+    Where the queries of a group stand one after another, (batch, key_heads, group, width), so
+    do their gates.
+    """
+    heads = query.shape[1]
+    probabilities = prompt_scores(query, prompts, heads, scale).softmax(-1)
+    shares = probabilities * gates.to(probabilities.dtype).view(heads, -1, 1)
+    return add_prompt_values(context, shares, prompts, heads)
+
+
+def gated_softmax(scores: Tensor, gates: Tensor, heads: int) -> Tensor:
+    """Returns the probabilities of prompts, (batch, heads, queries, n), times the gate of each head."""
+    probabilities = scores.reshape(-1, heads, *scores.shape[-2:]).softmax(-1)
+    return probabilities * gates.to(scores.dtype)[:, None, None]
+
+
+def by_head(projected: Tensor, heads: int) -> Tensor:
+    """Returns (heads, n, width) of keys or values (n, heads · width)."""
+    return projected.unflatten(-1, (heads, -1)).transpose(0, 1)

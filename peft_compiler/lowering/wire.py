@@ -11,15 +11,10 @@ from typing import Any
 from torch.fx import Graph, Node, map_arg
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Edit, Lookup, Reader, States
+from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_attention import extend_attention
-from peft_compiler.lowering.extend_input import (
-    drop_prompts,
-    exchange_embeddings,
-    exchange_input,
-    extend_input,
-    extend_reader,
-)
+from peft_compiler.lowering.extend_input import exchange_input, join_input
+from peft_compiler.lowering.gated_attention import gate_attention
 from peft_compiler.lowering.returned import first_of, with_first
 from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
 from peft_compiler.methods import Wiring
@@ -213,27 +208,25 @@ def wire_extend_kv(graph: Graph, edit: Edit) -> None:
     extend_attention(graph, edit.place, prompts)
 
 
+def wire_gated_kv(graph: Graph, edit: Edit) -> None:
+    """To the context of an attention is added what it finds in the prompts of m(), through gates."""
+    assert isinstance(edit.place, Core)
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        inserted = inserted_call(graph, edit)
+        prompts, gates = (graph.call_function(operator.getitem, (inserted, index)) for index in range(2))
+    gate_attention(graph, edit.place, prompts, gates)
+
+
 def wire_extend_input(graph: Graph, edit: Edit) -> None:
     """Embeddings of tokens are preceded by those of m()."""
-    match edit.place:
-        case Input():
-            host = anchored(graph, None)
-            with graph.inserting_before(host):
-                prompts = inserted_call(graph, edit)
-            extend_input(graph, host, edit.place, prompts)
-        case States():
-            drop_prompts(graph, anchored(graph, None), edit.place)
-        case Reader():
-            extend_reader(graph, anchored(graph, None))
-        case _:
-            assert isinstance(edit.place, Lookup)
-            take_over(*exchange_embeddings(graph, edit.place, lambda: inserted_call(graph, edit)))
+    join_input(graph, edit, lambda: inserted_call(graph, edit))
 
 
 def wire_exchange_input(graph: Graph, edit: Edit) -> None:
     """Token ids beyond the vocabulary stand for the embeddings of m()."""
     assert isinstance(edit.place, Input)
-    exchange_input(graph, anchored(graph, None), edit.place, lambda: inserted_call(graph, edit))
+    exchange_input(graph, edit.place, lambda: inserted_call(graph, edit))
 
 
 def wire_replace(graph: Graph, edit: Edit) -> None:
@@ -253,6 +246,7 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.PARALLEL: wire_parallel,
     Wiring.AFTER_NORM: wire_after_norm,
     Wiring.EXTEND_KV: wire_extend_kv,
+    Wiring.GATED_KV: wire_gated_kv,
     Wiring.EXTEND_INPUT: wire_extend_input,
     Wiring.EXCHANGE_INPUT: wire_exchange_input,
     Wiring.REPLACE: wire_replace,

@@ -9,7 +9,19 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from peft_compiler.methods import Wiring
-from peft_compiler.site import Anchor, Core, Edge, Input, Projection, Role, Rows, Site, Source, Whole
+from peft_compiler.site import (
+    Anchor,
+    Core,
+    Edge,
+    Input,
+    Projection,
+    Projector,
+    Role,
+    Rows,
+    Site,
+    Source,
+    Whole,
+)
 
 ANCHOR = Anchor((("Block.forward", 42),), "add")
 ROWS = Rows.of([0, 1, 4, 5], total=6)
@@ -60,6 +72,9 @@ class Example:
                 return y + inserted(x)
             case Wiring.REPLACE:
                 return inserted(x)
+            case Wiring.GATED_KV:
+                prompts, gates = inserted()
+                return y + prompts.sum() * gates.sum()
             case Wiring.EXTEND_KV | Wiring.EXTEND_INPUT | Wiring.EXCHANGE_INPUT:
                 return inserted()
 
@@ -88,7 +103,7 @@ def examples() -> dict[str, Example]:
     x, wide = torch.randn(5, 4, 8), torch.randn(2, 8, 9)
     ids = torch.randint(0, 8, (5, 4))
     edge = Edge(ANCHOR, 1, Source("child", 0))
-    core = Core(ANCHOR, heads=4, key_heads=2, key_width=8, value_width=6)
+    core = Core(ANCHOR, 4, 2, 8, 6, keys=Projector("k", None), values=Projector("v", None))
     norm = nn.LayerNorm(8)
     nn.init.normal_(norm.weight)
     return {
