@@ -86,8 +86,8 @@ def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float | N
     a factor, that of `scaled_dot_product_attention` is taken.
     """
     query = query if query.dim() == 4 else query.unflatten(0, (-1, heads))
-    factor = query.shape[-1] ** -0.5 if factor is None else factor
-    return (query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)) * factor
+    scores = query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)
+    return scores * (query.shape[-1] ** -0.5 if factor is None else factor)
 
 
 def joint_softmax(

@@ -20,7 +20,7 @@ from peft_compiler.methods.gated_adapter import GatedAdapter as GatedAdapter
 from peft_compiler.methods.gated_lora import GatedLoRA as GatedLoRA
 from peft_compiler.methods.hra import HRA as HRA
 from peft_compiler.methods.ia3 import IA3 as IA3
-from peft_compiler.methods.llama_adapter import LlamaAdapter as LlamaAdapter
+from peft_compiler.methods.llama_adapter import LLaMAAdapter as LLaMAAdapter
 from peft_compiler.methods.loha import LoHa as LoHa
 from peft_compiler.methods.lokr import LoKr as LoKr
 from peft_compiler.methods.lora import LoRA as LoRA
@@ -49,7 +49,7 @@ AnyMethod = Annotated[
     | GatedLoRA
     | HRA
     | IA3
-    | LlamaAdapter
+    | LLaMAAdapter
     | LoHa
     | LoKr
     | LoRA

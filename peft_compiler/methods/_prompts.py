@@ -16,6 +16,10 @@ KeysAndValues = tuple[
 ]
 
 
+MLP_WIDTH = 512
+"""Units between the two layers of the MLP, as for table-to-text in arXiv:2101.00190, section 5.3."""
+
+
 def core_of(site: Site) -> Core:
     """Returns the place of a site that is the core of an attention."""
     assert isinstance(site.place, Core)

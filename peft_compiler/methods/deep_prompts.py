@@ -5,7 +5,7 @@ attention keys and values of shape (key heads, length, head width). The reparame
 which section 3.3 finds to help some tasks and to hurt others, is that of prefix-tuning.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._prompts import Prompts, Reparametrised, Trunk, mlp_counts, width_of
+from peft_compiler.methods._prompts import MLP_WIDTH, Prompts, Reparametrised, Trunk, mlp_counts, width_of
 from peft_compiler.site import Role, Site
 
 
@@ -46,31 +46,47 @@ class DeepPrompts(Method, frozen=True):
     reparametrised: bool = Field(
         default=False, description="Whether an MLP gives keys and values while they are trained."
     )
-    width: int = Field(default=512, gt=0, description="Units between the two layers of the MLP.")
+    width: int | None = Field(
+        default=None, gt=0, description="Units between the two layers of the MLP; 512 if not given."
+    )
+
+    @override
+    def at(self, site: Site) -> Self:
+        return self.model_copy(update={"width": self._width}) if self.reparametrised else self
+
+    @override
+    def problems(self, site: Site) -> Iterator[str]:
+        yield from super().problems(site)
+        if self.width is not None and not self.reparametrised:
+            yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
 
     @override
     def parameter_count(self, site: Site) -> int:
         if self.reparametrised:
-            return mlp_counts(site, self.length, self.width)[0]
+            return mlp_counts(site, self.length, self._width)[0]
         return self.length * width_of(site)  # 2 · d for each position of a layer
 
     @override
     def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
         if not self.reparametrised:
             return {}
-        return {Trunk.alike_at(site): mlp_counts(site, self.length, self.width)[1]}
+        return {Trunk.alike_at(site): mlp_counts(site, self.length, self._width)[1]}
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> Prompts | Reparametrised:
         if not self.reparametrised:
             return Prompts.drawn(site, self.length, self.scale, generator)
-        trunk = Trunk(site, self.length, self.width, generator)
-        return Reparametrised(site, trunk, self.width, generator)
+        trunk = Trunk(site, self.length, self._width, generator)
+        return Reparametrised(site, trunk, self._width, generator)
 
     @override
     def settled(self) -> Self:
-        return self.model_copy(update={"reparametrised": False})
+        return self.model_copy(update={"reparametrised": False, "width": None})
 
     @override
     def settle(self, module: nn.Module) -> nn.Module:
         return module.settled() if isinstance(module, Reparametrised) else module
+
+    @property
+    def _width(self) -> int:
+        return self.width if self.width is not None else MLP_WIDTH

@@ -21,10 +21,10 @@ from peft_compiler.methods._prompts import core_of
 from peft_compiler.site import Role, Site
 
 
-class LlamaAdapter(Method, frozen=True):
+class LLaMAAdapter(Method, frozen=True):
     """Spec of the gated prompts of one attention.
 
-    >>> LlamaAdapter().length
+    >>> LLaMAAdapter().length
     10
     """
 

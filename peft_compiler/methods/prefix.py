@@ -16,7 +16,7 @@ from torch import nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._prompts import Prompts, Reparametrised, Trunk, mlp_counts, width_of
+from peft_compiler.methods._prompts import MLP_WIDTH, Prompts, Reparametrised, Trunk, mlp_counts, width_of
 from peft_compiler.site import Role, Site
 
 DEFAULT_LENGTH = 10
@@ -26,8 +26,8 @@ DEFAULT_LENGTH = 10
 class Prefix(Method, frozen=True):
     """Spec of the prefix of one attention.
 
-    >>> Prefix(length=200).width
-    512
+    >>> Prefix(length=200).reparametrised
+    True
     """
 
     paper: ClassVar[str] = "arXiv:2101.00190"
@@ -46,8 +46,10 @@ class Prefix(Method, frozen=True):
     reparametrised: bool = Field(
         default=True, description="Whether an MLP gives the prefix while it is trained."
     )
-    width: int = Field(
-        default=512, gt=0, description="Units between the two layers of the MLP; 800 for summarisation."
+    width: int | None = Field(
+        default=None,
+        gt=0,
+        description="Units between the two layers of the MLP; 512 if not given, 800 for summarisation.",
     )
     text: str | None = Field(
         default=None,
@@ -67,7 +69,8 @@ class Prefix(Method, frozen=True):
 
     @override
     def at(self, site: Site) -> Self:
-        return self if self.length is not None else self.model_copy(update={"length": self._length})
+        width = {"width": self._width} if self.reparametrised else {}
+        return self.model_copy(update={"length": self._length, **width})
 
     @override
     def problems(self, site: Site) -> Iterator[str]:
@@ -77,27 +80,29 @@ class Prefix(Method, frozen=True):
         if self.tokens is not None and len(self.tokens) != self._length:
             found = len(self.tokens)
             yield f"length={self._length} is not that of the text, which has {found} tokens; leave it out"
-        if self.tokens is not None and self.reparametrised and self.width < self._length:
-            yield f"width={self.width} is too narrow for the MLP to give {self._length} positions; take more"
+        if self.width is not None and not self.reparametrised:
+            yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
+        if self.tokens is not None and self.reparametrised and self._width < self._length:
+            yield f"width={self._width} is too narrow for the MLP to give {self._length} positions; take more"
 
     @override
     def parameter_count(self, site: Site) -> int:
         if self.reparametrised:
-            return mlp_counts(site, self._length, self.width)[0]
+            return mlp_counts(site, self._length, self._width)[0]
         return self._length * width_of(site)
 
     @override
     def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
         if not self.reparametrised:
             return {}
-        return {Trunk.alike_at(site): mlp_counts(site, self._length, self.width)[1]}
+        return {Trunk.alike_at(site): mlp_counts(site, self._length, self._width)[1]}
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> Prompts | Reparametrised:
         if not self.reparametrised:
             return Prompts.drawn(site, self._length, 1.0, generator)
-        trunk = Trunk(site, self._length, self.width, generator)
-        return Reparametrised(site, trunk, self.width, generator)
+        trunk = Trunk(site, self._length, self._width, generator)
+        return Reparametrised(site, trunk, self._width, generator)
 
     @property
     @override
@@ -116,3 +121,7 @@ class Prefix(Method, frozen=True):
     @property
     def _length(self) -> int:
         return self.length if self.length is not None else len(self.tokens or ()) or DEFAULT_LENGTH
+
+    @property
+    def _width(self) -> int:
+        return self.width if self.width is not None else MLP_WIDTH

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import peft_compiler as pc
-from peft_compiler.methods import LlamaAdapter
+from peft_compiler.methods import LLaMAAdapter
 from peft_compiler.site import Core
 from tests import zoo
 from tests.methods.places import examples
@@ -91,7 +91,7 @@ def test_the_count_is_the_papers() -> None:
 def test_an_attention_without_projections_of_its_own_is_refused() -> None:
     assert isinstance(EXAMPLE.site.place, Core)
     site = replace(EXAMPLE.site, place=replace(EXAMPLE.site.place, keys=None))
-    assert list(LlamaAdapter().problems(site)) == [
+    assert list(LLaMAAdapter().problems(site)) == [
         "its keys and values are not each given by one projection: take deep prompts instead"
     ]
 

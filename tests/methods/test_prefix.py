@@ -146,7 +146,7 @@ def test_words_are_observed_in_every_attention(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_a_prefix_starts_as_the_words(name: str, reparametrised: str) -> None:
     model = zoo.build(name).train()
-    sentence = f'prefix tuning text="fghi" reparametrised={reparametrised} width=16'
+    sentence = f'prefix tuning text="fghi" reparametrised={reparametrised}'
     tuned = pc.compile(model, sentence, tokenizer=Characters())
     assert all(module.training for module in model.modules())
     insertions = pc.plan(model, sentence, tokenizer=Characters()).insertions
