@@ -69,9 +69,7 @@ def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]
     return sites_of(capture(model, example_inputs))
 
 
-def _planned(
-    model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
-) -> tuple[ModuleGraph, Plan]:
+def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any) -> tuple[ModuleGraph, Plan]:
     read = read_spec(spec)
     read = read if tokenizer is None else read.tokenized(tokenizer)
     if is_compiled(model):

@@ -160,7 +160,8 @@ def starts_from_its_host(method: Method) -> bool:
 
 def draws_nothing(method: Method) -> bool:
     """Whether no initial value is random."""
-    constant = isinstance(method, STARTING_AT_CONSTANTS) or getattr(method, "init", None) == "zero"
+    constant = isinstance(method, STARTING_AT_CONSTANTS)
+    constant = constant or (isinstance(method, FourierFT) and method.init == "zero")
     return constant or (starts_from_its_host(method) and not isinstance(method, DoRA))
 
 
@@ -180,7 +181,8 @@ def test_every_role_of_every_method_has_a_wiring_it_declares() -> None:
     for method, names in SPECS.items():
         for name in names:
             site = EXAMPLES[name].site
-            assert method.wiring(site) in (method.attaches[site.role], Wiring.ON_WEIGHT)
+            other_forms = (Wiring.ON_WEIGHT, Wiring.EXCHANGE_INPUT)
+            assert method.wiring(site) in (method.attaches[site.role], *other_forms)
 
 
 @every_case

@@ -60,9 +60,9 @@ MUTANTS = (
     ),
     Mutant(
         "a method draws from its own generator",
-        "methods/deep_prompts.py",
-        "values.normal_(std=self.scale, generator=generator)",
-        "values.normal_(std=self.scale)",
+        "methods/_prompts.py",
+        "values.normal_(std=scale, generator=generator)",
+        "values.normal_(std=scale)",
         f"{CONTRACT}::test_only_its_generator_is_drawn_from",
     ),
     Mutant(
@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "every query sees every prompt",
         "lowering/prompted.py",
-        "return F.pad(mask, (length, 0), value=True)",
-        "return F.pad(mask, (length, 0), value=False)",
+        "torch.cat([mask.new_ones(shape), mask], -1)",
+        "torch.cat([mask.new_zeros(shape), mask], -1)",
         "lowering/test_prompted.py::test_every_query_sees_every_prompt",
     ),
     Mutant(
@@ -187,8 +187,8 @@ MUTANTS = (
     Mutant(
         "only inserted parameters are saved",
         "interchange/save.py",
-        "for name, tensor in tuned.state_dict().items() if is_inserted(name)}",
-        "for name, tensor in tuned.state_dict().items()}",
+        "        if is_inserted(name):\n            owners.setdefault(id(tensor), name)",
+        "        owners.setdefault(id(tensor), name)",
         f"{SAVE}::test_only_inserted_parameters_are_written",
     ),
     Mutant(

@@ -34,7 +34,7 @@ MISFITS = {
           {FOR_LORA}""",
     "adapter after q": """
         rule 1 (adapter) names q, where adapter cannot stand
-          it attaches to attention, feed_forward or mixer""",
+          it attaches to attention, block, feed_forward or mixer""",
     "lora on q in vision": """
         rule 1 (lora) names tower vision, which this model lacks
           it has no towers to choose from""",

@@ -93,7 +93,8 @@ def test_misuses_are_told_at_their_places_with_everything_else() -> None:
         ),
         (
             "LoRA on q mam",
-            "found 'mam' within a rule; write `;` before it to begin another\n  LoRA on q mam\n            ^^^",
+            "found 'mam' within a rule; write `;` before it to begin another\n"
+            "  LoRA on q mam\n            ^^^",
         ),
     ],
 )

@@ -83,8 +83,8 @@ def test_every_method_is_spoken_of_by_each_of_its_names_and_fields(method: type[
         [one, several] = read_spec(f"{name}; {name.upper()}s").rules
         assert type(one.use) is type(several.use) is method
     for word, field in method.spoken_fields.items():
-        rule = read_spec(f"{method.spoken[0]} {word} 3").rules[0]
-        assert getattr(rule.use, field) == 3
+        rule = read_spec(f"{method.spoken[0]} {word} 4").rules[0]
+        assert getattr(rule.use, field) == 4
 
 
 def test_rules_are_separated_by_semicolons_and_lines() -> None:

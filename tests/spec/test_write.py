@@ -47,6 +47,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "pfeiffer_adapter": [{}, {"width": 7}],
     "ssf": [{}],
     "deep_prompts": [{}, {"length": 3}],
+    "prompt": [{}, {"length": 3}],
+    "prefix": [{}, {"length": 3}],
+    "p_tuning": [{}, {"length": 3}],
+    "llama_adapter": [{}, {"length": 3}],
     "trained_copy": [{}],
 }
 
