@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from peft_compiler.cli import app
+from peft_compiler.methods import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```(python|text|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -77,3 +78,10 @@ def without_rounding(text: str) -> str:
 def tidy(text: str) -> str:
     """Returns the text without spaces at the ends of lines and empty lines at its own ends."""
     return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip("\n") + "\n"
+
+
+def test_the_readme_names_every_method_and_its_paper() -> None:
+    shown = README.read_text()
+    for method in METHODS:
+        assert f"`{method.model_fields['kind'].default}`" in shown
+        assert method.paper in shown
