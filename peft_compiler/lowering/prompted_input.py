@@ -85,9 +85,7 @@ def in_front(prompts: Tensor, embeddings: Tensor) -> Tensor:
     return torch.cat([batch, embeddings], 1)
 
 
-def spelt_out(
-    module: nn.Module, trained: Tensor, arguments: Arguments, tokens: str, table: str
-) -> Arguments:
+def spelt_out(module: nn.Module, trained: Tensor, arguments: Arguments, tokens: str, table: str) -> Arguments:
     """Returns arguments with embeddings in place of token ids.
 
     The id `entries + k`, beyond the vocabulary, stands for row k of `trained` (m, d).

@@ -212,9 +212,7 @@ def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, 
     return metaclass(original.__name__, (Rewritten, original), inherited | own)
 
 
-def fixed_variant(
-    original: type[nn.Module], forward: Callable[..., Any], edits: tuple[Edit, ...]
-) -> Variant:
+def fixed_variant(original: type[nn.Module], forward: Callable[..., Any], edits: tuple[Edit, ...]) -> Variant:
     """Returns the graph of a module that insertions join as a whole: `forward`, and `edits` around it."""
     if any(edit.of_call for edit in edits):
         return finished(open_graph(original, forward), edits, ())
