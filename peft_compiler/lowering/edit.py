@@ -33,6 +33,21 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Members:
+    """The answers of a whole model to the prompts of an ensemble.
+
+    Attributes:
+        count: Number of prompts.
+        answer: How the answers are made one: `"mean"` or `"majority"`.
+        tokens: Name of the argument that holds token ids.
+    """
+
+    count: int
+    answer: str
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """Joins the inserted module `inserted.<name>` to a place in the forward of its host.
 
@@ -44,12 +59,12 @@ class Edit:
 
     name: str
     wiring: Wiring
-    place: Place | States | Reader | Lookup
+    place: Place | States | Reader | Lookup | Members
 
     @property
     def of_call(self) -> bool:
         """Whether it changes what the host is called with and what it returns, by name."""
-        return isinstance(self.place, Input | States | Reader)
+        return isinstance(self.place, Input | States | Reader | Members)
 
     @property
     def around(self) -> bool:

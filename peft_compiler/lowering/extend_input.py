@@ -9,12 +9,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Edit, Lookup, Reader, States
+from peft_compiler.lowering.edit import Edit, Lookup, Members, Reader, States
 from peft_compiler.lowering.emit import ITSELF
+from peft_compiler.lowering.ensembles import joined, repeated
 from peft_compiler.lowering.prompted_input import (
     EMBEDDINGS,
     added,
@@ -32,17 +33,21 @@ from peft_compiler.plan import Insertion
 from peft_compiler.site import Input
 
 
-def edits_of(insertion: Insertion, host: nn.Module, length: int) -> Iterator[tuple[str, Edit]]:
+def edits_of(insertion: Insertion, host: nn.Module, prompts: Tensor) -> Iterator[tuple[str, Edit]]:
     """Yields every edit that an insertion at an input asks for, with the path of the module to edit.
 
     Args:
         insertion: The insertion.
         host: The module at its site.
-        length: How many embeddings the inserted module gives.
+        prompts: What the inserted module gives, (length, d), or (members, length, d) of an ensemble.
     """
     site, place = insertion.site, insertion.site.place
     assert isinstance(place, Input)
     wiring, name = insertion.wiring, insertion.name
+    length = prompts.shape[-2]
+    answer = insertion.method.ensemble_answer
+    if answer is not None:
+        yield "", Edit(name, wiring, Members(len(prompts), answer, place.argument))
     yield site.path, Edit(name, wiring, place)
     if EMBEDDINGS not in inspect.signature(host.forward).parameters:
         yield site.path, Edit(name, wiring, Lookup(place.table.rpartition(".")[0], place.anchor))
@@ -75,6 +80,8 @@ def join_input(graph: Graph, edit: Edit, inserted: Callable[[], Node]) -> None:
     match edit.place:
         case Input():
             _extend_call(graph, edit.place, inserted)
+        case Members():
+            _join_answers(graph, edit.place)
         case States():
             _drop_prompts(graph, edit.place)
         case Reader():
@@ -99,7 +106,7 @@ def _extend_call(graph: Graph, place: Input, inserted: Callable[[], Node]) -> No
     with graph.inserting_before(host):
         prompts = inserted()
         longer = graph.call_function(extended, (itself, prompts, arguments, *settings))
-        length = graph.call_method("size", (prompts, 0))
+        length = graph.call_method("size", (prompts, -2))
     host.args = (itself, longer)
     _returning(graph, hiding, longer, length)
 
@@ -125,6 +132,15 @@ def exchange_input(graph: Graph, place: Input, embeddings: Callable[[], Node]) -
         settings = (place.argument, place.table)
         spelt = graph.call_function(spelt_out, (host.args[0], trained, given, *settings))
     given.replace_all_uses_with(spelt, delete_user_cb=users.__contains__)
+
+
+def _join_answers(graph: Graph, place: Members) -> None:
+    """Calls the host with every row once for each prompt, and joins what it answers."""
+    host = _host(graph)
+    with graph.inserting_before(host):
+        rows = graph.call_function(repeated, (host.args[1], place.count, place.tokens))
+    host.args = (host.args[0], rows)
+    _returning(graph, joined, rows, place.count, place.answer)
 
 
 def _drop_prompts(graph: Graph, place: States) -> None:

@@ -97,7 +97,7 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[
         built.setdefault(path, nn.ModuleDict())[name] = module.to(*_home_of(host, compiled))
         share_alike(module, insertion.rule, shared)
         if insertion.wiring is Wiring.EXTEND_INPUT:
-            for where, edit in edits_of(insertion, host, len(module())):
+            for where, edit in edits_of(insertion, host, module()):
                 edits.setdefault(where, []).append(edit)
         else:
             edits.setdefault(path, []).append(Edit(name, insertion.wiring, insertion.site.place))

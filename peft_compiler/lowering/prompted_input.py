@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.ensembles import member_prompts, repeated
 from peft_compiler.lowering.hidden_positions import (
     cache_in,
     fixed_size,
@@ -52,7 +53,9 @@ def extended(
         takes_embeddings: Whether embeddings can take the place of tokens. If not, any tokens
             do instead: their embeddings will be exchanged where they are looked up.
     """
-    length, cache = prompts.shape[0], cache_in(arguments)
+    if prompts.dim() == 3:  # an ensemble
+        arguments = repeated(arguments, len(prompts), tokens)
+    length, cache = prompts.shape[-2], cache_in(arguments)
     first = is_empty(cache)
     if first:
         make_room(cache, length, getattr(getattr(module, "config", None), "sliding_window", None))
@@ -80,8 +83,12 @@ def extended(
 
 
 def in_front(prompts: Tensor, embeddings: Tensor) -> Tensor:
-    """Returns (batch, n + T, d): `prompts` (n, d) in front of each of the `embeddings` (batch, T, d)."""
-    batch = prompts.to(embeddings).expand(embeddings.shape[0], *prompts.shape)
+    """Returns (batch, n + T, d): `prompts` in front of each of the `embeddings` (batch, T, d).
+
+    They are (n, d) for all rows, or (members, n, d) for the rows of an ensemble in turn.
+    """
+    prompts, rows = prompts.to(embeddings), embeddings.shape[0]
+    batch = member_prompts(prompts, rows) if prompts.dim() == 3 else prompts.expand(rows, *prompts.shape)
     return torch.cat([batch, embeddings], 1)
 
 
@@ -110,7 +117,7 @@ def spelt_out(module: nn.Module, trained: Tensor, arguments: Arguments, tokens: 
 
 def exchanged(prompts: Tensor, embeddings: Tensor) -> Tensor:
     """Returns `embeddings` (batch, n + T, d), the first n of them exchanged for `prompts` (n, d)."""
-    return in_front(prompts, embeddings[:, prompts.shape[0] :])
+    return in_front(prompts, embeddings[:, prompts.shape[-2] :])
 
 
 def extended_mask(mask: Any, length: int, first: bool, size: int | None = None) -> Any:

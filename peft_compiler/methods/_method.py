@@ -152,6 +152,11 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         """Token ids of a text from whose keys and values in the base its modules start, or None."""
         return None
 
+    @property
+    def ensemble_answer(self) -> str | None:
+        """How the answers to an ensemble are made one, "mean" or "majority"; None where there is none."""
+        return None
+
     def settled(self) -> "Method":
         """Returns the method that is left once training is over: what it builds is what is saved."""
         return self

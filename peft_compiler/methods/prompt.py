@@ -62,6 +62,17 @@ class Prompt(Method, frozen=True):
         default=None, description="Token ids of the text or the labels, as the tokenizer given gave them."
     )
 
+    ensemble: int = Field(
+        default=1,
+        gt=0,
+        description="Number of prompts for one task, trained and run in one batch (section 6).",
+    )
+    answer: Literal["mean", "majority"] | None = Field(
+        default=None,
+        description="How the answers of an ensemble are made one: the mean of the logits, if not given, "
+        "or a majority vote.",
+    )
+
     @model_validator(mode="after")
     def _has_one_beginning(self) -> Self:
         if self.text is not None and self.labels is not None:
@@ -98,6 +109,8 @@ class Prompt(Method, frozen=True):
                 f"token {strange[0]} is beyond the {site.width_in} entries of the embedding; "
                 "expected the tokenizer of this model"
             )
+        if self.answer is not None and self.ensemble == 1:
+            yield f"answer={self.answer} is that of an ensemble: write how many prompts it has, ensemble=5"
         if self.tokens is not None and len(self.tokens) > self._length:
             yield f"length={self._length} is too short for {len(self.tokens)} {words}; take more"
         positions = site.place.positions if isinstance(site.place, Input) else None
@@ -106,19 +119,28 @@ class Prompt(Method, frozen=True):
 
     @override
     def parameter_count(self, site: Site) -> int:
-        return self._length * site.width_out  # section 2: E · P
+        return self.ensemble * self._length * site.width_out  # section 2: E · P
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "PromptEmbeddings":
         assert isinstance(site.place, Input)
+        members = [self._start(site, site.place, host, generator) for _ in range(self.ensemble)]
+        return PromptEmbeddings(members[0] if self.ensemble == 1 else torch.stack(members))
+
+    @property
+    @override
+    def ensemble_answer(self) -> str | None:
+        return None if self.ensemble == 1 else self.answer or "mean"
+
+    def _start(self, site: Site, place: Input, host: nn.Module, generator: torch.Generator) -> Tensor:
         prompt = torch.empty(self._length, site.width_out).uniform_(-UNIFORM, UNIFORM, generator=generator)
         if self.init == "vocabulary" or self.tokens:
             rows = torch.randint(min(COMMON, site.width_in), (self._length,), generator=generator)
             starts = [row.unsqueeze(0) for row in rows] if self.init == "vocabulary" else []
             words = [torch.tensor(tokens) for tokens in self.tokens or ()]
             for position, tokens in enumerate([*words, *starts[len(words) :]]):
-                prompt[position] = embedded(host, site.place, tokens).mean(0)
-        return PromptEmbeddings(prompt)
+                prompt[position] = embedded(host, place, tokens).mean(0)
+        return prompt
 
     @property
     def _length(self) -> int:
@@ -139,7 +161,7 @@ def embedded(host: nn.Module, place: Input, tokens: Tensor) -> Tensor:
 
 
 class PromptEmbeddings(nn.Module):
-    """The prompt P, of shape (length, d).
+    """The prompt P, of shape (length, d), or those of an ensemble, (members, length, d).
 
     Not the identity at initialisation: every token attends to the prompt from the start.
     """
@@ -149,7 +171,7 @@ class PromptEmbeddings(nn.Module):
         self.embeddings = nn.Parameter(embeddings)
 
     @override
-    def forward(self) -> Float[Tensor, "length d"]:
+    def forward(self) -> Float[Tensor, "*members length d"]:
         return self.embeddings
 
     @override

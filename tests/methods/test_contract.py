@@ -112,6 +112,7 @@ SPECS: dict[Method, tuple[str, ...]] = {
     Prefix(length=5, reparametrised=False): ("core",),
     Prompt(length=5): ("input",),
     Prompt(length=5, init="random"): ("input",),
+    Prompt(length=2, ensemble=3): ("input",),
     PTuning(length=3): ("input",),
     PTuning(template="[P] {x} [P]", encoder="mlp"): ("input",),
     PTuning(length=2, layers=1, width=5): ("input",),

@@ -93,6 +93,10 @@ def test_embeddings_are_taken_as_they_enter_the_model() -> None:
             {"length": 1, "labels": ("a", "b"), "tokens": ((1,), (1,))},
             "length=1 is too short for 2 labels; take more",
         ),
+        (
+            {"answer": "majority"},
+            "answer=majority is that of an ensemble: write how many prompts it has, ensemble=5",
+        ),
         ({"length": 64}, "length=64 leaves no room for tokens: the model has 64 positions"),
     ],
 )
