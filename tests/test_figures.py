@@ -62,6 +62,8 @@ FIGURES = [
         "deep prompts length=30 in any attention; parallel adapters width=512 scale=4 after FFN",
         27_414_528,
     ),
+    # arXiv:2404.03592, LLaMA-7B, every layer, the same edit at both ends of the prompt: 0.031%.
+    ("llama_7b", "loreft r=8 first=7 last=7", 2_097_408),
     # arXiv:2205.05638: 540K, and of its baselines BitFit, 1.3M, with biases that T5 does not have.
     ("t0_3b", "IA3", 540_672),
     ("t0_3b", "BitFit add=true on q,k,v,o,up,gate; train norm", 1_331_200),

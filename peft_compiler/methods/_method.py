@@ -124,6 +124,10 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         """Whether a fresh insertion with these settings leaves the model's output as it was, bit for bit."""
         return self.identity
 
+    def decodes_in_steps(self) -> bool:
+        """Whether a sequence given to a cache in steps comes out as it does when given at once."""
+        return True
+
     def merge_rule(self, site: Site) -> MergeRule | NoMerge:
         """Returns how a module built for `site` is merged, or why it cannot be."""
         return type(self).merge  # of the class: an instance would bind it

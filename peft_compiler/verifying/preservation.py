@@ -80,6 +80,10 @@ def merging(subject: Subject) -> str:
 
 def decoding_step_by_step(subject: Subject) -> str:
     """Feeds a sequence to a cache in steps and compares with the outputs of the whole."""
+    methods = (insertion.method for insertion in subject.compilation.plan.insertions)
+    apart_by_design = sorted({method.kind for method in methods if not method.decodes_in_steps()})
+    if apart_by_design:
+        return f"not promised by the settings of {', '.join(apart_by_design)}"
     ours = incremental_outputs(subject.moved, subject.inputs)
     bases = incremental_outputs(subject.base, subject.inputs)
     if ours is None or bases is None:

@@ -20,14 +20,17 @@ from peft_compiler.methods import (
     BitFit,
     Compacter,
     DeepPrompts,
+    DiReFT,
     DoRA,
     FourierFT,
     GatedAdapter,
     GatedLoRA,
+    InvertibleAdapter,
     LLaMAAdapter,
     LoHa,
     LoKr,
     LoRA,
+    LoReFT,
     Method,
     MiSS,
     NoMerge,
@@ -37,6 +40,7 @@ from peft_compiler.methods import (
     Prompt,
     PTuning,
     RandLoRA,
+    TrainableTokens,
     TrainedCopy,
     VeRA,
     Wiring,
@@ -118,6 +122,13 @@ SPECS: dict[Method, tuple[str, ...]] = {
     PTuning(length=2, layers=1, width=5): ("input",),
     PTuning(encoder="none"): ("input",),
     Prompt(length=5, labels=("no", "oh yes"), tokens=((1,), (4, 2))): ("input",),
+    LoReFT(r=3): ("block",),
+    LoReFT(r=8, first=2, last=1): ("block",),
+    DiReFT(r=3): ("block",),
+    DiReFT(r=2, last=2): ("block",),
+    InvertibleAdapter(): ("embedding", "head"),
+    InvertibleAdapter(width=2, activation="tanh"): ("embedding", "head"),
+    TrainableTokens(tokens=(5, 1)): ("embedding",),
     TrainedCopy(): ("head", "embedding", "norm"),
     IA3(): (
         "key",
@@ -141,7 +152,7 @@ SPECS: dict[Method, tuple[str, ...]] = {
         "norm of channels",
     ),
 }
-STARTING_AT_CONSTANTS = (BOFT, MiSS, OFT, BitFit, IA3, RandLoRA, SSF, VeRA)
+STARTING_AT_CONSTANTS = (BOFT, MiSS, OFT, BitFit, IA3, RandLoRA, SSF, TrainableTokens, VeRA)
 CASES = [
     pytest.param(method.at(EXAMPLES[name].site), EXAMPLES[name], id=f"{method!r} at {name}")
     for method, names in SPECS.items()
@@ -161,9 +172,9 @@ def starts_from_its_host(method: Method) -> bool:
 
 def draws_nothing(method: Method) -> bool:
     """Whether no initial value is random."""
-    constant = isinstance(method, STARTING_AT_CONSTANTS)
-    constant = constant or (isinstance(method, FourierFT) and method.init == "zero")
-    return constant or (starts_from_its_host(method) and not isinstance(method, DoRA))
+    starts_at_zero = isinstance(method, FourierFT) and method.init == "zero"
+    copies_all = starts_from_its_host(method) and not isinstance(method, DoRA)
+    return isinstance(method, STARTING_AT_CONSTANTS) or starts_at_zero or copies_all
 
 
 def moved(module: nn.Module) -> nn.Module:
@@ -182,8 +193,8 @@ def test_every_role_of_every_method_has_a_wiring_it_declares() -> None:
     for method, names in SPECS.items():
         for name in names:
             site = EXAMPLES[name].site
-            other_forms = (Wiring.ON_WEIGHT, Wiring.EXCHANGE_INPUT)
-            assert method.wiring(site) in (method.attaches[site.role], *other_forms)
+            declared = (method.attaches[site.role], Wiring.ON_WEIGHT, Wiring.EXCHANGE_INPUT)
+            assert method.wiring(site) in declared
 
 
 @every_case

@@ -1,0 +1,57 @@
+"""What trainable tokens alone promise: the chosen rows learn, the others stay bit for bit."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import peft_compiler as pc
+from peft_compiler.methods import TrainableTokens
+from tests import zoo
+from tests.methods.places import examples
+
+SITE = examples()["embedding"].site
+
+
+def test_only_the_chosen_tokens_change() -> None:
+    base, tuned = zoo.build("llama"), pc.compile(zoo.build("llama"), "trainable tokens tokens=[5, 9]")
+    embed, plain = (model.get_submodule("model.embed_tokens") for model in (tuned, base))
+    delta = tuned.get_parameter("model.embed_tokens.inserted.embedding_trainable_tokens.delta")
+    with torch.no_grad():
+        delta.copy_(torch.randn(2, zoo.HIDDEN))
+        ids = torch.arange(zoo.VOCABULARY)
+        difference = embed(ids) - plain(ids)
+    assert difference.any(-1).nonzero().flatten().tolist() == [5, 9]
+    torch.testing.assert_close(difference[[5, 9]], delta.detach())
+    embed(torch.tensor([[9, 3, 9]])).sum().backward()
+    assert delta.grad is not None
+    assert torch.equal(delta.grad, torch.tensor([[0.0], [2.0]]).expand(2, zoo.HIDDEN))
+
+
+def test_merging_changes_the_chosen_rows_alone() -> None:
+    tuned = pc.compile(zoo.build("bert"), "trainable tokens tokens=[5, 9]", zoo.inputs("bert"))
+    path = "bert.embeddings.word_embeddings"
+    delta = tuned.get_parameter(f"{path}.inserted.embedding_trainable_tokens.delta")
+    torch.nn.init.normal_(delta)
+    before, after = tuned.get_parameter(f"{path}.weight"), pc.merge(tuned).get_parameter(f"{path}.weight")
+    assert (before != after).any(-1).nonzero().flatten().tolist() == [5, 9]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ((-1,), "greater than or equal to 0"),
+        ((3, 5, 3), "found token 3 twice; name each once"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tokens: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainableTokens(tokens=tokens)
+
+
+def test_tokens_that_are_not_there_are_refused() -> None:
+    assert list(TrainableTokens().problems(SITE)) == [
+        "it has no tokens to train; name them, as in tokens=[5, 9]"
+    ]
+    assert list(TrainableTokens(tokens=(5, 8)).problems(SITE)) == [
+        "token 8 is not in the table, which has 8 rows: resize the embeddings first"
+    ]
