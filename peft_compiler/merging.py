@@ -11,11 +11,9 @@ from peft_compiler.errors import MergeError
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.lowering.lower import base_of
 from peft_compiler.methods import NoMerge, Wiring
+from peft_compiler.methods._weights import TRANSPOSED
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Place, Projection, Whole
-
-TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
-"""Forms of a projection whose last axis is the output."""
 
 
 def merge(tuned: nn.Module, untie: bool = False) -> nn.Module:

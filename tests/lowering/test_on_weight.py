@@ -77,3 +77,25 @@ def test_the_graph_reads_as_the_sentence_does() -> None:
     tuned = pc.compile(zoo.build("llama"), "DoRA r=2 on q; LoRA r=2 on q", zoo.inputs("llama"))
     code = tuned.get_submodule("model.layers.0.self_attn.q_proj").code
     assert code.index("inserted.query_dora") < code.index("linear(") < code.index("inserted.query_lora")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "LoRA r=2 init=pissa",
+        "LoRA r=2 freeze_a=true bias=true",
+        "VeRA r=8",
+        "LoHa r=2",
+        "LoKr r=2",
+        "OFT block_size=4",
+        "BOFT block_size=4 factors=2",
+        "HRA r=4",
+        "FourierFT n=20",
+        "RandLoRA r=4",
+        "MiSS r=8",
+        "AdaLoRA r=3",
+    ],
+)
+def test_every_method_keeps_every_promise_on_fused_rows(method: str) -> None:
+    report = pc.verify(pc.compile(zoo.build("gpt2"), f"{method} on q,v", zoo.inputs("gpt2")))
+    assert report.ok, str(report)

@@ -118,7 +118,7 @@ MUTANTS = (
         "another rule changes no other initial value",
         "lowering/lower.py",
         "generator_for(insertion.path, seed)",
-        "generator_for(str(len(compiled.state_dict())), seed)",
+        "generator_for(str(id(insertion)), seed)",
         f"{COMPILING}::test_another_rule_changes_no_other_initial_value",
     ),
     Mutant(
@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "a merged weight computes what was wired",
-        "merging.py",
+        "methods/_weights.py",
         'TRANSPOSED = frozenset({"transposed", ',
         'TRANSPOSED = frozenset({"linear", ',
         f"{MERGING}::test_merged_equals_unmerged",
@@ -274,5 +274,26 @@ MUTANTS = (
         "        if len(labels) > 1:",
         "        if len(labels) > 2:",
         "planning/test_misfits.py",
+    ),
+    Mutant(
+        "the norm of a decomposed weight is a constant to the gradient",
+        "methods/dora.py",
+        "norms(direction.detach())",
+        "norms(direction)",
+        "methods/test_dora.py::test_the_norm_is_a_constant_to_the_gradient",
+    ),
+    Mutant(
+        "a weight is mapped before anything stands beside it",
+        "planning/planner.py",
+        "i.wiring is not Wiring.ON_WEIGHT",
+        "i.wiring is Wiring.ON_WEIGHT",
+        "lowering/test_on_weight.py::test_a_weight_is_mapped_before_anything_stands_beside_it",
+    ),
+    Mutant(
+        "what is cut from a rank stays cut",
+        "methods/adalora.py",
+        "self.values.mul_(self.kept)",
+        "self.values.mul_(1)",
+        "test_allocating.py::test_in_the_end_the_ranks_are_the_target_on_average",
     ),
 )
