@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peft_compiler.errors import PeftCompilerError as PeftCompilerError
     from peft_compiler.errors import PlanError as PlanError
     from peft_compiler.errors import SpecError as SpecError
+    from peft_compiler.interchange import fuse as fuse
     from peft_compiler.interchange import load as load
     from peft_compiler.interchange import save as save
     from peft_compiler.merging import merge as merge
@@ -55,6 +56,7 @@ _HOME_OF = {
     "SpecError": "errors",
     "compile": "compiling",
     "find_sites": "compiling",
+    "fuse": "interchange",
     "load": "interchange",
     "merge": "merging",
     "parameter_groups": "optimising",

@@ -10,6 +10,7 @@ from peft_compiler.methods._method import NoMerge as NoMerge
 from peft_compiler.methods._method import Wiring as Wiring
 from peft_compiler.methods.adalora import AdaLoRA as AdaLoRA
 from peft_compiler.methods.adapter import Adapter as Adapter
+from peft_compiler.methods.adapter_fusion import AdapterFusion as AdapterFusion
 from peft_compiler.methods.bitfit import BitFit as BitFit
 from peft_compiler.methods.boft import BOFT as BOFT
 from peft_compiler.methods.compacter import Compacter as Compacter
@@ -43,6 +44,7 @@ from peft_compiler.methods.vera import VeRA as VeRA
 AnyMethod = Annotated[
     AdaLoRA
     | Adapter
+    | AdapterFusion
     | BitFit
     | BOFT
     | Compacter

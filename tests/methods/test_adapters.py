@@ -4,10 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 import peft_compiler as pc
-from peft_compiler.methods import Adapter, GatedAdapter, GatedLoRA, Method, ParallelAdapter, PfeifferAdapter
+from peft_compiler.methods import (
+    Adapter,
+    AdapterFusion,
+    GatedAdapter,
+    GatedLoRA,
+    Method,
+    ParallelAdapter,
+    PfeifferAdapter,
+)
 from peft_compiler.site import Edge, Role
 from tests import zoo
 from tests.methods.places import ANCHOR, examples
@@ -158,6 +167,11 @@ def test_what_is_no_bottleneck_is_refused(method: Method) -> None:
     assert list(method.problems(EXAMPLES["feed-forward edge"].site)) == [
         "width=8 is no bottleneck: the place is 8 wide; take less"
     ]
+
+
+def test_a_fusion_calls_each_adapter_something_else() -> None:
+    with pytest.raises(ValidationError, match="found one name twice; call each adapter something else"):
+        AdapterFusion(adapters=("news", "reviews", "news"))
 
 
 def test_a_rank_that_restricts_nothing_is_refused() -> None:

@@ -38,6 +38,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "miss": [{}, {"r": 3}],
     "adalora": [{}, {"r": 4, "target_r": 2}],
     "adapter": [{}, {"width": 7, "activation": "gelu"}],
+    "adapter_fusion": [{}, {"adapters": ["one", "two", "three"], "width": 7}],
     "bitfit": [{}, {"add": True}],
     "compacter": [{}, {"width": 8, "n": 2, "rank": 3}],
     "gated_adapter": [{}, {"width": 7}],
