@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ from peft_compiler.lowering.snapshots import evaluated
 from peft_compiler.methods import Wiring
 from peft_compiler.methods._prompts import StartsAtWords
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
+from peft_compiler.site import Projection
 
 
 def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> nn.Module:
@@ -31,8 +32,11 @@ def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, 
     its own, seeded by `seed` and its path, so another rule changes none of its initial values.
 
     Raises:
-        LoweringError: If a place cannot be rewritten.
+        LoweringError: If a weight is quantised that would be mapped, or a place cannot be rewritten.
     """
+    problems = [*_unmappable(model, plan)]
+    if problems:
+        raise LoweringError("the plan cannot be lowered", problems)
     compiled = shared_copy(model)
     _insert(compiled, plan, seed, example_inputs)
     _rewrite_fused_ancestors(compiled)
@@ -83,6 +87,20 @@ def warm_up(compiled: nn.Module) -> None:
         return
     with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluated(compiled):
         compiled(**compilation_of(compiled).example_on(compiled))
+
+
+def _unmappable(model: nn.Module, plan: Plan) -> Iterator[str]:
+    """Yields which weights cannot be mapped, because they are kept as codes."""
+    for insertion in plan.insertions:
+        place = insertion.site.place
+        if insertion.wiring is Wiring.ON_WEIGHT and isinstance(place, Projection):
+            weight = model.get_submodule(insertion.site.path).get_parameter(place.weight)
+            if _quantised(weight):
+                yield (
+                    f"{insertion.site.path}: its weight is quantised ({weight.dtype}), which "
+                    f"{insertion.method.kind} would map: dequantise the base, or take a method that stands "
+                    "beside it, such as LoRA"
+                )
 
 
 def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> None:
@@ -179,8 +197,11 @@ def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.
     """Returns where inserted parameters live, and their dtype: the host's, or float32 for a quantised one."""
     nearest = next(chain(host.parameters(), host.buffers(), compiled.parameters()))
     weight = next(chain(host.parameters(), compiled.parameters()))
-    quantised = not weight.dtype.is_floating_point or weight.element_size() == 1
-    return nearest.device, torch.float32 if quantised else weight.dtype
+    return nearest.device, torch.float32 if _quantised(weight) else weight.dtype
+
+
+def _quantised(weight: Tensor) -> bool:
+    return not weight.dtype.is_floating_point or weight.element_size() == 1
 
 
 def _check_count(compiled: nn.Module, plan: Plan) -> None:

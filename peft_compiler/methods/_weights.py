@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from peft_compiler.errors import LoweringError
 from peft_compiler.site import Projection, Site
 
 TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
@@ -56,9 +57,18 @@ def kaiming(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def matrix_of(site: Site, host: nn.Module) -> Tensor:
-    """Returns the site's rows of the host's weight as (*experts, out, in), in the host's dtype."""
+    """Returns the site's rows of the host's weight as (*experts, out, in), in the host's dtype.
+
+    Raises:
+        LoweringError: If they are no numbers but the codes of a quantised weight.
+    """
     assert isinstance(site.place, Projection)
     weight = host.get_parameter(site.place.weight).detach()
+    if not weight.dtype.is_floating_point:
+        raise LoweringError(
+            f"{site.path}: its weight is quantised ({weight.dtype}), and has no values to start from: "
+            "dequantise the base, or start at random values"
+        )
     return Narrowed(site).to(weight.device).rows_of(weight)
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 import peft_compiler as pc
+from peft_compiler.errors import LoweringError
 from peft_compiler.methods import LoRA, Wiring
 from peft_compiler.methods._weights import matrix_of
 from peft_compiler.site import Projection, Role, Site
@@ -201,3 +202,14 @@ def test_ranks_may_differ_by_role_and_layer() -> None:
     planned = pc.plan(zoo.build("llama"), spec)
     ranks = {(i.site.role, i.site.layer): i.method.model_dump()["r"] for i in planned.insertions}
     assert ranks == {(Role.QUERY, 0): 2, (Role.QUERY, 1): 2, (Role.VALUE, 0): 4, (Role.VALUE, 1): 8}
+
+
+def test_factors_of_a_quantised_weight_are_refused() -> None:
+    host = nn.Linear(8, 6)
+    host.weight = nn.Parameter(host.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(LoweringError) as caught:
+        LoRA(r=2, init="pissa").build(EXAMPLES["linear"].site, host, torch.Generator())
+    assert str(caught.value) == (
+        "place: its weight is quantised (torch.int8), and has no values to start from: "
+        "dequantise the base, or start at random values"
+    )
