@@ -124,6 +124,10 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         """Whether a fresh insertion with these settings leaves the model's output as it was, bit for bit."""
         return self.identity
 
+    def learns_from_any_input(self) -> bool:
+        """Whether every input gives a gradient to what it builds, whatever tokens are in it."""
+        return True
+
     def decodes_in_steps(self) -> bool:
         """Whether a sequence given to a cache in steps comes out as it does when given at once."""
         return True

@@ -66,6 +66,10 @@ class TrainableTokens(Method, frozen=True):
             )
 
     @override
+    def learns_from_any_input(self) -> bool:
+        return False  # only from one that holds the tokens
+
+    @override
     def parameter_count(self, site: Site) -> int:
         return len(self.tokens) * site.width_out
 

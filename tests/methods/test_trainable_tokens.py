@@ -27,6 +27,25 @@ def test_only_the_chosen_tokens_change() -> None:
     assert torch.equal(delta.grad, torch.tensor([[0.0], [2.0]]).expand(2, zoo.HIDDEN))
 
 
+def test_an_input_without_the_tokens_breaks_no_promise() -> None:
+    inputs = zoo.inputs("llama")
+    absent = next(token for token in range(zoo.VOCABULARY) if token not in inputs["input_ids"])
+    for spec, said in (
+        (
+            f"trainable tokens tokens=[{absent}]",
+            "promised by none of the insertions; 1 trainable_tokens left out",
+        ),
+        (
+            f"trainable tokens tokens=[{absent}]; ia3 on down",
+            "2 tensors reached; 1 trainable_tokens left out",
+        ),
+    ):
+        report = pc.verify(pc.compile(zoo.build("llama"), spec, inputs))
+        assert report.ok
+        details = {finding.promise: finding.detail for finding in report.findings}
+        assert details["gradients reach every insertion"] == said
+
+
 def test_merging_changes_the_chosen_rows_alone() -> None:
     tuned = pc.compile(zoo.build("bert"), "trainable tokens tokens=[5, 9]", zoo.inputs("bert"))
     path = "bert.embeddings.word_embeddings"
