@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from peft_compiler.merging import merge as merge
     from peft_compiler.optimising import parameter_groups as parameter_groups
     from peft_compiler.plan import Plan as Plan
+    from peft_compiler.registering import register as register
     from peft_compiler.site import Role as Role
     from peft_compiler.site import Site as Site
     from peft_compiler.spec import Spec as Spec
@@ -62,6 +63,7 @@ _HOME_OF = {
     "parameter_groups": "optimising",
     "plan": "compiling",
     "ranks_of": "allocating",
+    "register": "registering",
     "save": "interchange",
     "template_ids": "templates",
     "verify": "verifying",

@@ -16,6 +16,7 @@ ORDER = (
     "site",
     "frames",
     "methods",
+    "registering",
     "spec",
     "plan",
     "analysis",

@@ -1,8 +1,4 @@
-"""The PEFT methods. To add one: write its file, then add its class to `AnyMethod`."""
-
-from typing import Annotated, get_args
-
-from pydantic import Field
+"""The PEFT methods. To add one: write its file, then add its class to `METHODS`."""
 
 from peft_compiler.methods._method import MergeRule as MergeRule
 from peft_compiler.methods._method import Method as Method
@@ -41,41 +37,38 @@ from peft_compiler.methods.trainable_tokens import TrainableTokens as TrainableT
 from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
 from peft_compiler.methods.vera import VeRA as VeRA
 
-AnyMethod = Annotated[
-    AdaLoRA
-    | Adapter
-    | AdapterFusion
-    | BitFit
-    | BOFT
-    | Compacter
-    | DeepPrompts
-    | DiReFT
-    | DoRA
-    | FourierFT
-    | GatedAdapter
-    | GatedLoRA
-    | HRA
-    | IA3
-    | InvertibleAdapter
-    | LLaMAAdapter
-    | LoHa
-    | LoKr
-    | LoRA
-    | LoReFT
-    | MiSS
-    | OFT
-    | ParallelAdapter
-    | PfeifferAdapter
-    | Prefix
-    | Prompt
-    | PTuning
-    | RandLoRA
-    | SSF
-    | TrainableTokens
-    | TrainedCopy
-    | VeRA,
-    Field(discriminator="kind"),
-]
-"""What a spec may name. This union is the only list of methods."""
-
-METHODS: tuple[type[Method], ...] = get_args(get_args(AnyMethod)[0])
+METHODS: tuple[type[Method], ...] = (
+    AdaLoRA,
+    Adapter,
+    AdapterFusion,
+    BitFit,
+    BOFT,
+    Compacter,
+    DeepPrompts,
+    DiReFT,
+    DoRA,
+    FourierFT,
+    GatedAdapter,
+    GatedLoRA,
+    HRA,
+    IA3,
+    InvertibleAdapter,
+    LLaMAAdapter,
+    LoHa,
+    LoKr,
+    LoRA,
+    LoReFT,
+    MiSS,
+    OFT,
+    ParallelAdapter,
+    PfeifferAdapter,
+    Prefix,
+    Prompt,
+    PTuning,
+    RandLoRA,
+    SSF,
+    TrainableTokens,
+    TrainedCopy,
+    VeRA,
+)
+"""Every method of the package. This is the only list of them; `registering` knows users' own too."""

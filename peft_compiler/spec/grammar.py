@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lark import Lark, Token, Tree
 
-from peft_compiler.methods import METHODS, Method
+from peft_compiler.methods import Method
+from peft_compiler.registering import known_methods
 from peft_compiler.site import Tower
 from peft_compiler.spec.recipes import recipe_names
 from peft_compiler.spec.terms import ALSO_CALLED, TERMS
@@ -23,7 +24,7 @@ JOINED = re.compile(r"[\s_-]+")
 
 def method_names() -> dict[str, type[Method]]:
     """Returns each method by everything that a sentence may call it."""
-    return {name: method for method in METHODS for name in method.spoken}
+    return {name: method for method in known_methods() for name in method.spoken}
 
 
 def recipe_words() -> dict[str, str]:
@@ -33,15 +34,15 @@ def recipe_words() -> dict[str, str]:
     return {words: name for words, name in spoken.items() if words not in methods}
 
 
-def field_names(methods: Iterable[type[Method]] = METHODS) -> tuple[str, ...]:
+def field_names(methods: Iterable[type[Method]]) -> tuple[str, ...]:
     """Returns what the fields of methods are called in sentences."""
     names = [name for method in methods for name in (*method.model_fields, *method.spoken_fields)]
     return tuple(name for name in dict.fromkeys(names) if name != "kind")
 
 
 @cache
-def parser() -> Lark:
-    """Returns the parser of one statement."""
+def parser(methods: tuple[type[Method], ...]) -> Lark:
+    """Returns the parser of one statement where `methods` are known."""
     terminals = {
         "METHOD": f"{_alternatives(method_names())}s?",
         "ROLE": f"{_alternatives((*TERMS, *ALSO_CALLED))}s?",
@@ -50,7 +51,7 @@ def parser() -> Lark:
     # A word ends where no letter and no dot follows: `encoder.layers` is neither a tower nor a role.
     defined = [rf"{name}.2: /{words}(?![\w.])/i" for name, words in terminals.items()]
     # A word that is also one of the language's own is not a setting: `layers=2` is, `of layers 2` a place.
-    defined.append(rf"FIELD.-1: /{_alternatives(field_names())}(?![\w.])/i")
+    defined.append(rf"FIELD.-1: /{_alternatives(field_names(methods))}(?![\w.])/i")
     defined.append(rf"RECIPE.3: /{_recipe_pattern()}/i")
     return Lark("\n".join([GRAMMAR.read_text("utf-8"), *defined]), parser="lalr", propagate_positions=True)
 
@@ -100,7 +101,7 @@ def parse(statement: str) -> Phrase:
     Raises:
         UnexpectedInput: If it is none; `mistakes.explain` says why.
     """
-    tree = parser().parse(statement)  # pyright: ignore[reportUnknownMemberType]: lark leaves the text's type open
+    tree = parser(known_methods()).parse(statement)  # pyright: ignore[reportUnknownMemberType]: lark leaves the text's type open
     return _phrase(tree, statement)
 
 

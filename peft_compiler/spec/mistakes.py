@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from lark import Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from peft_compiler.methods import METHODS
+from peft_compiler.registering import known_methods
 from peft_compiler.site import Tower
 from peft_compiler.spec.grammar import STRING, field_names, method_names, recipe_words, without_comment
 from peft_compiler.spec.terms import ALSO_CALLED, TERMS, did_you_mean, one_of
@@ -98,7 +98,7 @@ def _vocabulary(statement: str) -> Mapping[str, Sequence[str]]:
     return {
         "METHOD": tuple(method_names()),
         "RECIPE": tuple(recipe_words()),
-        "FIELD": field_names(methods or METHODS),
+        "FIELD": field_names(methods or known_methods()),
         "ROLE": (*TERMS, *ALSO_CALLED),
         "TOWER": tuple(Tower),
         **KEYWORDS,
@@ -111,7 +111,7 @@ def _allowed(expected: set[str], vocabulary: Mapping[str, Sequence[str]]) -> str
         return PLACE
     listed: list[str] = []
     if "METHOD" in expected:
-        listed.append(f"a method ({', '.join(method.spoken[0] for method in METHODS)})")
+        listed.append(f"a method ({', '.join(method.spoken[0] for method in known_methods())})")
     if "RECIPE" in expected:
         listed.append("a recipe such as houlsby, mam or compacter")
     if "FIELD" in expected:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from peft_compiler.errors import SpecError
-from peft_compiler.methods import METHODS, Method
+from peft_compiler.methods import Method
+from peft_compiler.registering import kind_of, known_methods
 from peft_compiler.spec.documents import Document, Mark, Problem
 from peft_compiler.spec.recipes import Expansion, expanded
 from peft_compiler.spec.spec import Rule, Spec, Where
@@ -63,7 +64,7 @@ def _message(detail: Any) -> str:
             return f"key {name} is missing; add it"
         case "union_tag_invalid":
             kind = str(detail["ctx"]["tag"])
-            kinds = [method.model_fields["kind"].default for method in METHODS]
+            kinds = list(map(kind_of, known_methods()))
             return f"unknown method '{kind}', expected {one_of(kinds)}{did_you_mean(kind, kinds)}"
         case "union_tag_not_found" | "model_attributes_type":
             return f"{name} is no method; write its name, or `{{kind: lora}}` and its settings"
@@ -120,9 +121,9 @@ def _keys_at(location: tuple[str | int, ...]) -> dict[str, str]:
     if "where" in location:
         model = Where
     if "use" in location:
-        kinds = {method.model_fields["kind"].default: method for method in METHODS}
+        kinds = {kind_of(method): method for method in known_methods()}
         after = location[location.index("use") + 1 :]
-        model = kinds.get(after[0]) if len(after) == 1 else None
+        model = kinds.get(str(after[0])) if len(after) == 1 else None
     if model is None:
         return {}
     names = [str(field.validation_alias or name) for name, field in model.model_fields.items()]

@@ -1,8 +1,12 @@
 """JSON Schema of a spec file, for editors."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from peft_compiler.methods import METHODS, TrainedCopy
+from pydantic.json_schema import models_json_schema
+
+from peft_compiler.methods import TrainedCopy
+from peft_compiler.registering import kind_of, known_methods
 from peft_compiler.site import Tower
 from peft_compiler.spec.recipes import recipe_names
 from peft_compiler.spec.spec import Spec, Where
@@ -16,10 +20,15 @@ def json_schema() -> JsonSchema:
     schema = Spec.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "peft_compiler spec"
-    definitions = schema["$defs"]
+    methods = known_methods()
+    references, shared = models_json_schema([(method, "validation") for method in methods])
+    definitions = schema["$defs"] | shared["$defs"]
+    schema["$defs"] = definitions
     for name, definition in definitions.items():
         definitions[name] = _one_paragraph(definition)
-    definitions["Rule"]["properties"]["use"] = _use()
+    definitions["Rule"]["properties"]["use"] = _use(
+        {kind_of(method): references[method, "validation"] for method in methods}
+    )
     definitions["Where"]["properties"] |= _criteria()
     trained = [term for term, roles in TERMS.items() if not roles.isdisjoint(TrainedCopy.attaches)]
     schema["properties"]["train"] = _one_or_list({"anyOf": [{"enum": trained}, {"type": "string"}]}) | {
@@ -28,11 +37,10 @@ def json_schema() -> JsonSchema:
     return schema
 
 
-def _use() -> JsonSchema:
+def _use(kinds: Mapping[str, JsonSchema]) -> JsonSchema:
     """Returns the schema of a method: `lora`, `{lora: {r: 8}}` or `{kind: lora, r: 8}`."""
-    kinds = {method.model_fields["kind"].default: method.__name__ for method in METHODS}
     without_kind = {"not": {"required": ["kind"]}}
-    settings = {kind: {"$ref": f"#/$defs/{name}"} | without_kind for kind, name in kinds.items()}
+    settings = {kind: reference | without_kind for kind, reference in kinds.items()}
     nested = {
         "type": "object",
         "properties": {kind: {"anyOf": [inner, {"type": "null"}]} for kind, inner in settings.items()},
@@ -40,7 +48,7 @@ def _use() -> JsonSchema:
         "minProperties": 1,
         "maxProperties": 1,
     }
-    flat = [{"$ref": f"#/$defs/{name}", "required": ["kind"]} for name in kinds.values()]
+    flat = [reference | {"required": ["kind"]} for reference in kinds.values()]
     recipe = {
         "type": "object",
         "properties": {"recipe": {"enum": list(recipe_names())}},

@@ -1,6 +1,8 @@
 """`Spec`: which method goes where, as the user wrote it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, reduce
+from operator import or_
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -8,13 +10,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PlainValidator,
+    SerializeAsAny,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     field_serializer,
     model_serializer,
     model_validator,
 )
 
-from peft_compiler.methods import AnyMethod, Method, TrainedCopy
+from peft_compiler.methods import Method, TrainedCopy
+from peft_compiler.registering import known_methods
 from peft_compiler.site import SHORT_NAMES, Tower
 from peft_compiler.spec.layers import canonical_layers
 from peft_compiler.spec.paths import compiled_pattern
@@ -112,6 +118,22 @@ def spell_out(use: str | Mapping[str, str | float | Mapping[str, Any] | None] | 
         if isinstance(settings, Mapping) and "kind" not in settings:
             return {"kind": kind, **settings}
     return use
+
+
+@cache
+def _reader(methods: tuple[type[Method], ...]) -> TypeAdapter[Method]:
+    union: Any = reduce(or_, methods)
+    # No type checker can know a union that is made of what is registered.
+    known: Any = Annotated[union, Field(discriminator="kind")]  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(known)
+
+
+def _known(use: object) -> Method:
+    return _reader(known_methods()).validate_python(use)
+
+
+# Not a union of classes: which methods there are is asked when a spec is read.
+AnyMethod = Annotated[SerializeAsAny[Method], PlainValidator(_known)]
 
 
 class Rule(_Written, frozen=True):
