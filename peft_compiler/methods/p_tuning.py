@@ -91,6 +91,10 @@ class PTuning(Method, frozen=True):
         return self.model_copy(update={"length": self.pseudo_tokens, "width": width})
 
     @override
+    def learns_from_any_input(self) -> bool:
+        return self.template is None  # else only from one that holds the pseudo tokens
+
+    @override
     def wiring(self, site: Site) -> Wiring:
         return super().wiring(site) if self.template is None else Wiring.EXCHANGE_INPUT
 
