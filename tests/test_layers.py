@@ -29,6 +29,7 @@ ORDER = (
     "compiling",
     "interchange",
     "verifying",
+    "testing",
     "demo",
     "cli",
 )

@@ -38,7 +38,7 @@ from peft_compiler.methods import (
     VeRA,
 )
 from peft_compiler.site import Projection
-from tests.methods.places import examples
+from peft_compiler.testing.places import examples
 
 EXAMPLES = examples()
 PROJECTIONS = tuple(name for name, example in EXAMPLES.items() if isinstance(example.site.place, Projection))

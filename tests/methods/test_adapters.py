@@ -18,8 +18,8 @@ from peft_compiler.methods import (
     PfeifferAdapter,
 )
 from peft_compiler.site import Edge, Role
+from peft_compiler.testing.places import ANCHOR, examples
 from tests import zoo
-from tests.methods.places import ANCHOR, examples
 from tests.test_compiling import stir
 
 EXAMPLES = examples()

@@ -12,8 +12,8 @@ from torch.nn import functional
 import peft_compiler as pc
 from peft_compiler.methods import Compacter
 from peft_compiler.methods.compacter import Factors, HypercomplexLinear
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 from tests.test_compiling import stir
 
 SITE = examples()["feed-forward edge"].site

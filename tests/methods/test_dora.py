@@ -9,8 +9,8 @@ from torch import nn
 
 from peft_compiler.methods import DoRA
 from peft_compiler.methods._weights import matrix_of
+from peft_compiler.testing.places import examples
 from tests.methods.peft_oracle import compare
-from tests.methods.places import examples
 
 EXAMPLES = examples()
 

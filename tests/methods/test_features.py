@@ -10,9 +10,9 @@ from torch import nn
 import peft_compiler as pc
 from peft_compiler.methods import IA3, SSF, BitFit, Method, NoMerge
 from peft_compiler.site import Projection, Role, Site
+from peft_compiler.testing.places import ROWS, examples
 from tests import zoo
 from tests.methods.peft_oracle import compare
-from tests.methods.places import ROWS, examples
 
 EXAMPLES = examples()
 STACKED = "the experts lie stacked in one op, whose output no single expert has: choose another place"

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import peft_compiler as pc
 from peft_compiler.methods import FourierFT, MiSS
+from peft_compiler.testing.places import examples
 from tests import zoo
 from tests.methods.peft_oracle import by_peft, compare, layers_of
-from tests.methods.places import examples
 
 EXAMPLES = examples()
 

@@ -8,8 +8,8 @@ import torch
 import peft_compiler as pc
 from peft_compiler.methods import InvertibleAdapter
 from peft_compiler.methods.invertible_adapter import Coupled, Coupling, Uncoupled
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 from tests.test_compiling import stir
 
 EXAMPLES = examples()

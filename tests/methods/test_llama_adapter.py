@@ -11,8 +11,8 @@ from torch import nn
 import peft_compiler as pc
 from peft_compiler.methods import LLaMAAdapter
 from peft_compiler.site import Core
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 from tests.test_compiling import CACHED, by_cache, stir
 
 EXAMPLE = examples()["core"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_compiler.methods import LoHa, LoKr
+from peft_compiler.testing.places import examples
 from tests.methods.peft_oracle import compare
-from tests.methods.places import examples
 
 EXAMPLES = examples()
 

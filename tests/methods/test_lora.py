@@ -12,8 +12,8 @@ from peft_compiler.errors import LoweringError
 from peft_compiler.methods import LoRA, Wiring
 from peft_compiler.methods._weights import matrix_of
 from peft_compiler.site import Projection, Role, Site
+from peft_compiler.testing.places import ANCHOR, examples
 from tests import zoo
-from tests.methods.places import ANCHOR, examples
 
 EXAMPLES = examples()
 

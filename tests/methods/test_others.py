@@ -11,7 +11,7 @@ from torch.nn import functional
 from peft_compiler.errors import MethodError
 from peft_compiler.methods import METHODS, Adapter, DeepPrompts, Method, TrainedCopy
 from peft_compiler.site import Projection, Role
-from tests.methods.places import ANCHOR, examples
+from peft_compiler.testing.places import ANCHOR, examples
 
 EXAMPLES = examples()
 

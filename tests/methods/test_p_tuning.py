@@ -11,8 +11,8 @@ from peft_compiler.errors import LoweringError, PeftCompilerError, SpecError
 from peft_compiler.methods import PTuning
 from peft_compiler.spec.read import read_spec
 from peft_compiler.spec.write import to_sentence
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 from tests.test_compiling import main_output, stir
 
 EXAMPLE = examples()["input"]

@@ -16,8 +16,8 @@ from peft_compiler.methods import DeepPrompts, Prefix
 from peft_compiler.site import Core, Role, Site
 from peft_compiler.spec.read import read_spec
 from peft_compiler.spec.write import to_sentence
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 from tests.test_compiling import CACHED, by_cache, main_output, stir
 
 EXAMPLE = examples()["core"]

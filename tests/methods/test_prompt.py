@@ -13,8 +13,8 @@ from peft_compiler.errors import PlanError, SpecError
 from peft_compiler.methods import Prompt
 from peft_compiler.spec.read import read_spec
 from peft_compiler.spec.write import to_sentence
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 
 EXAMPLE = examples()["input"]
 TABLE = EXAMPLE.host[0].weight.detach()

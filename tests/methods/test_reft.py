@@ -7,8 +7,8 @@ from torch import Tensor, nn
 import peft_compiler as pc
 from peft_compiler.methods import DiReFT, LoReFT, Method
 from peft_compiler.methods.loreft import orthonormal
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 from tests.test_compiling import stir
 
 SITE = examples()["block"].site

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_compiler.methods import BOFT, HRA, OFT, Method
+from peft_compiler.testing.places import examples, projection
 from tests.methods.peft_oracle import compare
-from tests.methods.places import examples, projection
 
 EXAMPLES = examples() | {"square": projection("linear", nn.Linear(8, 8), torch.randn(2, 8), widths=(8, 8))}
 

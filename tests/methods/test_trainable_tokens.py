@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 import peft_compiler as pc
 from peft_compiler.methods import TrainableTokens
+from peft_compiler.testing.places import examples
 from tests import zoo
-from tests.methods.places import examples
 
 SITE = examples()["embedding"].site
 

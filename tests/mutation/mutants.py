@@ -35,7 +35,7 @@ MUTANTS = (
         "methods/lora.py",
         "torch.zeros(*stack, site.width_out",
         "torch.ones(*stack, site.width_out",
-        f"{CONTRACT}::test_a_fresh_one_is_the_identity_where_promised",
+        f"{CONTRACT}::test_it_keeps_the_contract",
     ),
     Mutant(
         "an adapter is the identity at initialisation",
@@ -56,21 +56,21 @@ MUTANTS = (
         "methods/_low_rank.py",
         "return functional.linear(self.scale * functional.linear(x, self.down), self.up)",
         "return functional.linear(functional.linear(x, self.down), self.up)",
-        f"{CONTRACT}::test_the_merge_rule_is_the_wired_function",
+        f"{CONTRACT}::test_it_keeps_the_contract",
     ),
     Mutant(
         "a method draws from its own generator",
         "methods/_prompts.py",
         "values.normal_(std=scale, generator=generator)",
         "values.normal_(std=scale)",
-        f"{CONTRACT}::test_only_its_generator_is_drawn_from",
+        f"{CONTRACT}::test_it_keeps_the_contract",
     ),
     Mutant(
         "the count is the formula's",
         "methods/_bottleneck.py",
         "return 2 * m * d + d + m",
         "return 2 * m * d + m",
-        f"{CONTRACT}::test_the_formula_counts_what_is_built",
+        f"{CONTRACT}::test_it_keeps_the_contract",
     ),
     Mutant(
         "a rank above the full one is refused",
@@ -91,7 +91,7 @@ MUTANTS = (
         "methods/_low_rank.py",
         "return functional.linear(self.scale * functional.linear(x, self.down), self.up)",
         "return functional.linear(self.scale * functional.linear(x, self.down.detach()), self.up)",
-        f"{CONTRACT}::test_gradients_reach_every_parameter",
+        f"{CONTRACT}::test_it_keeps_the_contract",
     ),
     Mutant(
         "the copy of a part of the base is apart from it",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import override
 
 from peft_compiler.methods import Wiring
 from peft_compiler.site import (
@@ -35,6 +36,7 @@ class Experts(nn.Module):
         self.weight = nn.Parameter(torch.randn(3, 8, 6) if transposed else torch.randn(3, 6, 8))
         self.transposed = transposed
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return torch.bmm(x, self.weight if self.transposed else self.weight.mT)
 
@@ -48,7 +50,7 @@ class Example:
     x: Tensor
 
     def wired(self, wiring: Wiring, inserted: nn.Module) -> Any:
-        """What the host and `inserted` compute together, written out once more for each wiring."""
+        """Returns what the host and `inserted` compute together, written out once more for each wiring."""
         site, host, x = self.site, self.host, self.x
         y = host(x)
         match wiring:
@@ -88,8 +90,9 @@ def projection(
     role: Role = Role.QUERY,
     widths: tuple[int, int] = (8, 6),
 ) -> Example:
+    """Returns the example of a host that holds one matrix, called `weight`."""
     width_in, width_out = widths
-    shape = tuple(host.weight.shape)
+    shape = tuple(host.get_parameter("weight").shape)
     bias = "bias" if getattr(host, "bias", None) is not None else None
     place = Projection("weight", form, rows=rows, bias=bias)
     width_out = width_out if rows is None else len(rows)
@@ -99,7 +102,13 @@ def projection(
 
 
 def examples() -> dict[str, Example]:
-    torch.manual_seed(0)
+    """Returns an example of every kind of place by its name, with the same values each time."""
+    with torch.random.fork_rng([]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(0)
+        return _drawn_examples()
+
+
+def _drawn_examples() -> dict[str, Example]:
     x, wide = torch.randn(5, 4, 8), torch.randn(2, 8, 9)
     ids = torch.randint(0, 8, (5, 4))
     edge = Edge(ANCHOR, 1, Source("child", 0))
