@@ -3,3 +3,4 @@
 from peft_compiler.testing.checks import Check as Check
 from peft_compiler.testing.checks import assert_keeps_contract as assert_keeps_contract
 from peft_compiler.testing.checks import contract as contract
+from peft_compiler.testing.decoder import small_decoder as small_decoder
