@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_compiler.compiling import compile
+from peft_compiler.errors import LoweringError
 from tests import zoo
 from tests.test_compiling import SENTENCE, main_output
 
@@ -62,3 +63,27 @@ def test_torch_compile_takes_it_whole(name: str) -> None:
 def test_insertions_take_the_dtype_of_their_host(name: str) -> None:
     tuned = compile(zoo.build(name).to(torch.bfloat16), SENTENCE)
     assert {parameter.dtype for parameter in tuned.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("spec", [SENTENCE, "prompt length=3"])
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+def test_what_torch_export_gives_is_the_model_also_on_padded_rows(spec: str) -> None:
+    tuned = compile(zoo.build("llama"), spec)
+    inputs = zoo.inputs("llama", 2, 7)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    inputs |= {"attention_mask": mask, "use_cache": False}
+    with torch.no_grad():
+        expected = main_output(tuned(**inputs))  # a signature is traced when first met, outside of an export
+        exported = torch.export.export(tuned, (), inputs, strict=True).module()
+        torch.testing.assert_close(main_output(exported(**inputs)), expected)
+
+
+def test_an_export_that_would_run_one_calls_graph_is_refused() -> None:
+    tuned = compile(zoo.build("llama"), SENTENCE)
+    with pytest.raises(LoweringError) as error:
+        torch.export.export(tuned, (), {**zoo.inputs("llama"), "use_cache": False}, strict=False)
+    assert str(error.value) == (
+        "torch.export would run the graph of one earlier call in place of the forward, as it does with "
+        "every GraphModule when strict=False: export with strict=True"
+    )

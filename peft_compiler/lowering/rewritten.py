@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
@@ -90,6 +91,12 @@ class Rewritten(GraphModule):
     @property
     def graph(self) -> Graph:  # pyright: ignore[reportIncompatibleMethodOverride]  (not to be set)
         """The graph of the newest signature. To change it, change the spec and compile again."""
+        if torch.compiler.is_exporting() and get_proxy_mode() is not None:
+            # Without this, what is exported would take the arguments of another call, in their order.
+            raise LoweringError(
+                "torch.export would run the graph of one earlier call in place of the forward, as it does "
+                "with every GraphModule when strict=False: export with strict=True"
+            )
         return self._newest().graph
 
     @property
