@@ -1,0 +1,76 @@
+"""Breaks of what finds, plans and rewrites places."""
+
+from tests.mutation.mutant import COMPILING, LOAD, VERIFY, Mutant
+
+REWRITING = (
+    Mutant(
+        "the base is frozen",
+        "lowering/lower.py",
+        "nn.Parameter(parameter.detach(), requires_grad=False) if plain",
+        "nn.Parameter(parameter.detach(), requires_grad=True) if plain",
+        f"{VERIFY}::test_the_report_has_one_line_for_each_promise",
+    ),
+    Mutant(
+        "the caller's model stays as it was",
+        "lowering/lower.py",
+        "nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter",
+        "parameter.requires_grad_(False)",
+        f"{LOAD}::test_what_is_loaded_is_what_was_saved",
+    ),
+    Mutant(
+        "another rule changes no other initial value",
+        "lowering/lower.py",
+        "generator_for(insertion.path, seed)",
+        "generator_for(str(id(insertion)), seed)",
+        f"{COMPILING}::test_another_rule_changes_no_other_initial_value",
+    ),
+    Mutant(
+        "other rows of fused projections are untouched",
+        "lowering/rows.py",
+        "(start, total - start - length))",
+        "(total - start - length, start))",
+        "lowering/test_rows.py::test_rows",
+    ),
+    Mutant(
+        "every query sees every prompt",
+        "lowering/prompted.py",
+        "torch.cat([mask.new_ones(shape), mask], -1)",
+        "torch.cat([mask.new_zeros(shape), mask], -1)",
+        "lowering/test_prompted.py::test_every_query_sees_every_prompt",
+    ),
+    Mutant(
+        "prompts beside an ALiBi bias are as near as the nearest key",
+        "lowering/prompted.py",
+        "else bias.amax(-1, keepdim=True)",
+        "else bias.amin(-1, keepdim=True)",
+        "lowering/test_prompted.py::test_a_fixed_bias_may_be_shifted_row_by_row",
+    ),
+    Mutant(
+        "a rule that binds nothing is refused",
+        "planning/misfits.py",
+        "    elif not binding.sites:\n        yield _nothing_left(binding, sites, depths)\n",
+        "",
+        "planning/test_misfits.py",
+    ),
+    Mutant(
+        "an expectation that is not met is refused",
+        "planning/misfits.py",
+        "        yield from _unmet_expectation(binding)\n",
+        "",
+        "planning/test_misfits.py",
+    ),
+    Mutant(
+        "two rules with one method at one place are refused",
+        "planning/clashes.py",
+        "        if len(labels) > 1:",
+        "        if len(labels) > 2:",
+        "planning/test_misfits.py",
+    ),
+    Mutant(
+        "a weight is mapped before anything stands beside it",
+        "planning/planner.py",
+        "i.wiring is not Wiring.ON_WEIGHT",
+        "i.wiring is Wiring.ON_WEIGHT",
+        "lowering/test_on_weight.py::test_a_weight_is_mapped_before_anything_stands_beside_it",
+    ),
+)
