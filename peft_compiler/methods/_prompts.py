@@ -1,7 +1,8 @@
 """Trained keys and values of one attention, as they are or as an MLP gives them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,31 @@ def width_of(site: Site) -> int:
     """Returns how many numbers the keys and values of an attention are at one position."""
     core = core_of(site)
     return core.key_heads * (core.key_width + core.value_width)
+
+
+def with_words(settings: Any, *kinds: str) -> Any:
+    """Returns `settings` with what `init: {text: ...}` holds, as a file may say it, in place of `init`."""
+    start = settings.get("init") if isinstance(settings, Mapping) else None
+    if not isinstance(start, Mapping) or not start or set(start) - set(kinds) or set(start) & set(settings):
+        return settings
+    return {**{name: value for name, value in settings.items() if name != "init"}, **start}
+
+
+def words_in_schema(*kinds: str) -> Callable[[dict[str, Any]], None]:
+    """Returns what lets the JSON schema of a method take `init: {text: ...}`, for all `kinds`."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        fields = schema["properties"]
+        start = {
+            "type": "object",
+            "properties": {kind: fields[kind] for kind in kinds},
+            "additionalProperties": False,
+            "minProperties": 1,
+        }
+        plain = fields.get("init")
+        fields["init"] = start if plain is None else {"anyOf": [plain, start]}
+
+    return extend
 
 
 class StartsAtWords(nn.Module, ABC):

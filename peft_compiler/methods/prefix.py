@@ -11,12 +11,21 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._prompts import MLP_WIDTH, Prompts, Reparametrised, Trunk, mlp_counts, width_of
+from peft_compiler.methods._prompts import (
+    MLP_WIDTH,
+    Prompts,
+    Reparametrised,
+    Trunk,
+    mlp_counts,
+    width_of,
+    with_words,
+    words_in_schema,
+)
 from peft_compiler.site import Role, Site
 
 DEFAULT_LENGTH = 10
@@ -39,6 +48,8 @@ class Prefix(Method, frozen=True):
         "no weight of the base adds keys and values to an attention"
     )
 
+    model_config = ConfigDict(json_schema_extra=words_in_schema("text"))
+
     kind: Literal["prefix"] = "prefix"
     length: int | None = Field(
         default=None, gt=0, description="Number of positions; 10, or as many as the text has tokens."
@@ -59,6 +70,11 @@ class Prefix(Method, frozen=True):
     tokens: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="Token ids of the text, as the tokenizer given gave them."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_at_words(cls, settings: Any) -> Any:
+        return with_words(settings, "text")
 
     @override
     def tokenized(self, tokenizer: Any) -> Self:

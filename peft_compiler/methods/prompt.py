@@ -10,11 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._prompts import with_words, words_in_schema
 from peft_compiler.site import Input, Role, Site
 
 DEFAULT_LENGTH = 20
@@ -38,6 +39,8 @@ class Prompt(Method, frozen=True):
     default_decoder: ClassVar[bool | None] = False
     identity: ClassVar[bool] = False
     merge: ClassVar[MergeRule | NoMerge] = NoMerge("no weight of the base adds positions to the input")
+
+    model_config = ConfigDict(json_schema_extra=words_in_schema("text", "labels"))
 
     kind: Literal["prompt"] = "prompt"
     length: int | None = Field(
@@ -72,6 +75,11 @@ class Prompt(Method, frozen=True):
         description="How the answers of an ensemble are made one: the mean of the logits, if not given, "
         "or a majority vote.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_at_words(cls, settings: Any) -> Any:
+        return with_words(settings, "text", "labels")
 
     @model_validator(mode="after")
     def _has_one_beginning(self) -> Self:

@@ -1,6 +1,7 @@
 """What prompt tuning promises: how a prompt starts, how many parameters it has, what is refused."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import peft_compiler as pc
 from peft_compiler.errors import PlanError, SpecError
 from peft_compiler.methods import Prompt
 from peft_compiler.spec.read import read_spec
+from peft_compiler.spec.schema import json_schema
 from peft_compiler.spec.write import to_sentence
 from peft_compiler.testing.places import examples
 from tests import zoo
@@ -64,6 +66,27 @@ def test_a_label_starts_as_the_mean_of_its_tokens_and_the_rest_from_the_vocabula
     prompt = start_of(method)
     torch.testing.assert_close(prompt[:2], torch.stack([TABLE[3], TABLE[[4, 4]].mean(0)]))
     assert all(any(torch.equal(row, position) for row in TABLE) for position in prompt[2:])
+
+
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [("prompt", {"text": "a bb"}), ("prompt", {"labels": ["bad", "good"]}), ("prefix", {"text": "a bb"})],
+)
+def test_a_file_may_say_the_words_as_its_start(method: str, start: dict[str, Any]) -> None:
+    specs = [
+        read_spec({"version": 1, "rules": [{"use": {method: settings}}]})
+        for settings in (start, {"init": start})
+    ]
+    assert specs[0] == specs[1]
+    shapes = json_schema()["$defs"][method.capitalize()]["properties"]["init"]
+    words = shapes["anyOf"][-1] if "anyOf" in shapes else shapes
+    assert set(start) <= set(words["properties"])
+
+
+@pytest.mark.parametrize("start", [{"txet": "a"}, {"text": "a", "labels": ["b"]}, {}])
+def test_another_start_is_refused(start: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        read_spec({"version": 1, "rules": [{"use": {"prompt": {"init": start}}}]})
 
 
 def test_embeddings_are_taken_as_they_enter_the_model() -> None:
