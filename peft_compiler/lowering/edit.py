@@ -26,10 +26,17 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The op that looks tokens up: the one at `anchor`, or else the child that holds the table."""
+    """The op that looks tokens up: the one at `anchor`, or else the child that holds the table.
+
+    Attributes:
+        module: Path of the child.
+        anchor: The op, or None.
+        start: The first position whose embedding is exchanged: those before belong to later insertions.
+    """
 
     module: str
     anchor: Anchor | None
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,19 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """The batch of a tower, with one row for each prompt of an ensemble, also where it is called by itself.
+
+    Attributes:
+        count: Number of prompts.
+        tokens: Name of the argument that holds token ids.
+    """
+
+    count: int
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """Joins the inserted module `inserted.<name>` to a place in the forward of its host.
 
@@ -59,12 +79,12 @@ class Edit:
 
     name: str
     wiring: Wiring
-    place: Place | States | Reader | Lookup | Members
+    place: Place | States | Reader | Lookup | Members | Batch
 
     @property
     def of_call(self) -> bool:
         """Whether it changes what the host is called with and what it returns, by name."""
-        return isinstance(self.place, Input | States | Reader | Members)
+        return isinstance(self.place, Input | States | Reader | Members | Batch)
 
     @property
     def around(self) -> bool:

@@ -1,4 +1,4 @@
-"""Puts trained embeddings in front of a tower's tokens: one insertion joins several modules.
+"""Puts trained embeddings in front of a tower's tokens: those at one input join several modules.
 
 The tower's module is called with a longer sequence, the module that returns its states drops
 what was added, and the modules that attend to those states let every query see it. Where the
@@ -6,14 +6,15 @@ tower's module takes no embeddings, the tokens' own are exchanged inside, at the
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Edit, Lookup, Members, Reader, States
+from peft_compiler.lowering.edit import Batch, Edit, Lookup, Members, Reader, States
 from peft_compiler.lowering.emit import ITSELF
 from peft_compiler.lowering.ensembles import joined, repeated
 from peft_compiler.lowering.prompted_input import (
@@ -33,30 +34,42 @@ from peft_compiler.plan import Insertion
 from peft_compiler.site import Input
 
 
-def edits_of(insertion: Insertion, host: nn.Module, prompts: Tensor) -> Iterator[tuple[str, Edit]]:
-    """Yields every edit that an insertion at an input asks for, with the path of the module to edit.
+def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) -> Iterator[tuple[str, Edit]]:
+    """Yields every edit that the insertions at one input ask for, with the path of the module to edit.
+
+    Each stands in front of all that come before it in the plan.
 
     Args:
-        insertion: The insertion.
-        host: The module at its site.
-        prompts: What the inserted module gives, (length, d), or (members, length, d) of an ensemble.
+        insertions: Those at one site, each with what its module gives: prompts (length, d), or
+            (members, length, d) of an ensemble.
+        host: The module at the site.
     """
-    site, place = insertion.site, insertion.site.place
+    first, _ = insertions[0]
+    site, place = first.site, first.site.place
     assert isinstance(place, Input)
-    wiring, name = insertion.wiring, insertion.name
-    length = prompts.shape[-2]
-    answer = insertion.method.ensemble_answer
-    if answer is not None:
-        yield "", Edit(name, wiring, Members(len(prompts), answer, place.argument))
-    yield site.path, Edit(name, wiring, place)
-    if EMBEDDINGS not in inspect.signature(host.forward).parameters:
-        yield site.path, Edit(name, wiring, Lookup(place.table.rpartition(".")[0], place.anchor))
+    behind = sum(prompts.shape[-2] for _, prompts in insertions)
+    states = States(behind, within=False)
+    # Before all else, since what comes after is already made for each row of the longer batch.
+    for insertion, prompts in insertions:
+        wiring, name, answer = insertion.wiring, insertion.name, insertion.method.ensemble_answer
+        if answer is not None:
+            yield "", Edit(name, wiring, Members(len(prompts), answer, place.argument))
+            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument))
+    for insertion, prompts in insertions:
+        wiring, name = insertion.wiring, insertion.name
+        behind -= prompts.shape[-2]
+        yield site.path, Edit(name, wiring, place)
+        if EMBEDDINGS not in inspect.signature(host.forward).parameters:
+            table = place.table.rpartition(".")[0]
+            yield site.path, Edit(name, wiring, Lookup(table, place.anchor, behind))
+    # After all of them, since the states are those of the whole sequence.
+    wiring, name = first.wiring, first.name
     if place.readers:
         yield from ((path, Edit(name, wiring, Reader())) for path in place.readers)
     else:
-        yield site.path, Edit(name, wiring, States(length, within=False))
+        yield site.path, Edit(name, wiring, states)
         if place.states != site.path:
-            yield place.states, Edit(name, wiring, States(length, within=True))
+            yield place.states, Edit(name, wiring, replace(states, within=True))
 
 
 def open_graph(original: type[nn.Module], forward: Callable[..., Any]) -> Graph:
@@ -67,6 +80,7 @@ def open_graph(original: type[nn.Module], forward: Callable[..., Any]) -> Graph:
     itself = graph.get_attr(ITSELF)
     names = tuple(list(inspect.signature(original.forward).parameters)[1:])
     arguments = graph.call_function(by_name, (names, args, kwargs))
+    arguments.meta["given"] = True
     named = called_by_name(forward)
     named.__module__ = original.__name__
     host = graph.create_node("call_function", named, (itself, arguments), name="host")
@@ -82,6 +96,8 @@ def join_input(graph: Graph, edit: Edit, inserted: Callable[[], Node]) -> None:
             _extend_call(graph, edit.place, inserted)
         case Members():
             _join_answers(graph, edit.place)
+        case Batch():
+            _repeat_rows(graph, edit.place)
         case States():
             _drop_prompts(graph, edit.place)
         case Reader():
@@ -124,7 +140,7 @@ def exchange_input(graph: Graph, place: Input, embeddings: Callable[[], Node]) -
         raise LoweringError(
             f"the forward takes no '{EMBEDDINGS}' that could stand for pseudo tokens; leave out the template"
         )
-    given = next(node for node in graph.nodes if node.target is by_name)
+    given = _given(graph)[-1]
     users = list(given.users)
     with graph.inserting_after(given):
         trained = embeddings()
@@ -143,6 +159,21 @@ def _join_answers(graph: Graph, place: Members) -> None:
     _returning(graph, joined, rows, place.count, place.answer)
 
 
+def _repeat_rows(graph: Graph, place: Batch) -> None:
+    """Repeats the rows that the host is given before anything is made of them."""
+    given = _given(graph)[0]
+    users = list(given.users)
+    with graph.inserting_after(given):
+        rows = graph.call_function(repeated, (given, place.count, place.tokens))
+    rows.meta["given"] = True
+    given.replace_all_uses_with(rows, delete_user_cb=users.__contains__)
+
+
+def _given(graph: Graph) -> list[Node]:
+    """Returns the arguments of the host as they are given, and then with a row for each prompt."""
+    return [node for node in graph.nodes if node.meta.get("given")]
+
+
 def _drop_prompts(graph: Graph, place: States) -> None:
     """Lets the host return its states without those of the prompts."""
     host = _host(graph)
@@ -154,7 +185,7 @@ def _drop_prompts(graph: Graph, place: States) -> None:
 
 
 def _exchange_embeddings(graph: Graph, place: Lookup, inserted: Callable[[], Node]) -> None:
-    """Exchanges the embeddings of the first tokens for prompts, where they are looked up."""
+    """Exchanges the embeddings of tokens that stand for prompts, where they are looked up."""
     for node in graph.nodes:
         if (place.anchor is not None and node.meta.get("anchor") == place.anchor) or (
             place.anchor is None and node.op == "call_module" and node.target == place.module
@@ -163,7 +194,7 @@ def _exchange_embeddings(graph: Graph, place: Lookup, inserted: Callable[[], Nod
             with graph.inserting_after(node):
                 prompts = inserted()
             with graph.inserting_after(prompts):
-                embeddings = graph.call_function(exchanged, (prompts, node))
+                embeddings = graph.call_function(exchanged, (prompts, node, place.start))
             node.replace_all_uses_with(embeddings, delete_user_cb=users.__contains__)
             return
     raise LoweringError(

@@ -22,7 +22,7 @@ from peft_compiler.lowering.snapshots import evaluated
 from peft_compiler.methods import Wiring
 from peft_compiler.methods._prompts import StartsAtWords
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
-from peft_compiler.site import Projection
+from peft_compiler.site import Projection, Site
 
 
 def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> nn.Module:
@@ -108,6 +108,7 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[
     built: dict[str, nn.ModuleDict] = {}
     edits: dict[str, list[Edit]] = {}
     shared: dict[Hashable, nn.Module] = {}
+    in_front: dict[Site, list[tuple[Insertion, Tensor]]] = {}
     for insertion in plan.insertions:
         path, name = insertion.site.path, insertion.name
         host = compiled.get_submodule(path)
@@ -115,10 +116,12 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[
         built.setdefault(path, nn.ModuleDict())[name] = module.to(*_home_of(host, compiled))
         share_alike(module, insertion.rule, shared)
         if insertion.wiring is Wiring.EXTEND_INPUT:
-            for where, edit in edits_of(insertion, host, module()):
-                edits.setdefault(where, []).append(edit)
+            in_front.setdefault(insertion.site, []).append((insertion, module()))
         else:
             edits.setdefault(path, []).append(Edit(name, insertion.wiring, insertion.site.place))
+    for site, insertions in in_front.items():
+        for path, edit in edits_of(insertions, compiled.get_submodule(site.path)):
+            edits.setdefault(path, []).append(edit)
     _start_at_words(compiled, plan, built, example_inputs)
     for path, inserted in built.items():
         host = compiled.get_submodule(path)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.ensembles import member_prompts, repeated
+from peft_compiler.lowering.ensembles import member_prompts
 from peft_compiler.lowering.hidden_positions import (
     cache_in,
     fixed_size,
@@ -53,8 +53,6 @@ def extended(
         takes_embeddings: Whether embeddings can take the place of tokens. If not, any tokens
             do instead: their embeddings will be exchanged where they are looked up.
     """
-    if prompts.dim() == 3:  # an ensemble
-        arguments = repeated(arguments, len(prompts), tokens)
     length, cache = prompts.shape[-2], cache_in(arguments)
     first = is_empty(cache)
     if first:
@@ -115,9 +113,10 @@ def spelt_out(module: nn.Module, trained: Tensor, arguments: Arguments, tokens: 
     return {**arguments, tokens: None, EMBEDDINGS: rows.where(pseudo.unsqueeze(-1), embeddings)}
 
 
-def exchanged(prompts: Tensor, embeddings: Tensor) -> Tensor:
-    """Returns `embeddings` (batch, n + T, d), the first n of them exchanged for `prompts` (n, d)."""
-    return in_front(prompts, embeddings[:, prompts.shape[-2] :])
+def exchanged(prompts: Tensor, embeddings: Tensor, start: int) -> Tensor:
+    """Returns `embeddings` (batch, T, d), those from `start` on exchanged for `prompts` (n, d)."""
+    before, after = embeddings[:, :start], embeddings[:, start + prompts.shape[-2] :]
+    return torch.cat([before, in_front(prompts, after)], 1) if start else in_front(prompts, after)
 
 
 def extended_mask(mask: Any, length: int, first: bool, size: int | None = None) -> Any:

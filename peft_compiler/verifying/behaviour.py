@@ -1,7 +1,8 @@
 """Promises on what the compiled model computes, and what its gradients reach."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from peft_compiler.plan import Insertion, Plan, is_inserted
 from peft_compiler.site import Projection
 from peft_compiler.verifying.outputs import equal, run, tensors_of
 from peft_compiler.verifying.structure import listed
-from peft_compiler.verifying.subject import BrokenPromiseError, Subject, noise
+from peft_compiler.verifying.subject import BrokenPromiseError, Subject, moved_copy, noise
+
+FARTHER = (0.2, 0.8, 3.2)
+"""How far inserted parameters are moved where no gradient reached some: see `MOVED_BY`."""
 
 
 def fresh_insertions_are_the_identity(subject: Subject) -> str:
@@ -30,28 +34,37 @@ def fresh_insertions_are_the_identity(subject: Subject) -> str:
 
 
 def gradients_reach_every_insertion(subject: Subject) -> str:
-    """Differentiates a random projection of the outputs with respect to every inserted parameter."""
-    draws = torch.Generator().manual_seed(1)
+    """Differentiates a random projection of the outputs with respect to every inserted parameter.
+
+    What is not reached is tried again farther away: a unit may just rest, as those of a ReLU do.
+    """
     choosy = [i for i in subject.compilation.plan.insertions if not i.method.learns_from_any_input()]
     left_out = tuple(f"{insertion.path}." for insertion in choosy)
     note = "".join(f"; {n} {kind} left out" for kind, n in Counter(i.method.kind for i in choosy).items())
-    tried = {
-        name: parameter
-        for name, parameter in subject.moved.named_parameters()
-        if is_inserted(name) and not name.startswith(left_out)
-    }
+    named = [name for name, _ in subject.moved.named_parameters() if is_inserted(name)]
+    tried = [name for name in named if not name.startswith(left_out)]
     if not tried:
         return f"promised by none of the insertions{note}"
-    outputs = [tensor for tensor in tensors_of(subject.moved(**subject.inputs)) if tensor.requires_grad]
-    if not outputs:
-        raise BrokenPromiseError("no output requires gradients")
-    # Not their plain sum: after a softmax or a norm that is a constant.
-    loss = torch.stack([(tensor * noise(tensor, draws)).sum().float() for tensor in outputs]).sum()
-    gradients = torch.autograd.grad(loss, list(tried.values()), allow_unused=True)
-    missed = [name for name, gradient in zip(tried, gradients, strict=True) if not _reaches(gradient)]
+    missed = _missed(subject.moved, subject.inputs, tried)
+    for seed, deviation in enumerate(FARTHER, start=1):
+        if missed:
+            missed = _missed(moved_copy(subject.moved, deviation, seed), subject.inputs, missed)
     if missed:
         raise BrokenPromiseError(listed("not reached", missed))
     return f"{len(tried)} tensors reached{note}"
+
+
+def _missed(model: nn.Module, inputs: Mapping[str, Any], names: list[str]) -> list[str]:
+    """Returns which of the parameters get no gradient, or one that is not finite."""
+    outputs = [tensor for tensor in tensors_of(model(**inputs)) if tensor.requires_grad]
+    if not outputs:
+        raise BrokenPromiseError("no output requires gradients")
+    draws = torch.Generator().manual_seed(1)
+    # Not their plain sum: after a softmax or a norm that is a constant.
+    loss = torch.stack([(tensor * noise(tensor, draws)).sum().float() for tensor in outputs]).sum()
+    tried = [model.get_parameter(name) for name in names]
+    gradients = torch.autograd.grad(loss, tried, allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if not _reaches(gradient)]
 
 
 def other_rows_are_untouched(subject: Subject) -> str:

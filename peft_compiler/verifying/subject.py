@@ -40,13 +40,19 @@ class Subject:
     @classmethod
     def of(cls, tuned: nn.Module, compilation: Compilation) -> "Subject":
         """Returns the subject that `tuned` is."""
-        moved = copy_of(tuned)
-        draws = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in moved.named_parameters():
-                if is_inserted(name):
-                    parameter.add_(noise(parameter, draws), alpha=MOVED_BY)
+        moved = moved_copy(tuned, MOVED_BY, seed=0)
         return cls(tuned, compilation, base_of(tuned).eval(), moved.eval(), compilation.example_on(tuned))
+
+
+def moved_copy(tuned: nn.Module, deviation: float, seed: int) -> nn.Module:
+    """Returns a copy of a compiled model with noise of that deviation added to what was inserted."""
+    moved = copy_of(tuned)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if is_inserted(name):
+                parameter.add_(noise(parameter, draws), alpha=deviation)
+    return moved
 
 
 def copy_of(tuned: nn.Module) -> nn.Module:

@@ -174,6 +174,15 @@ def test_a_parameter_that_no_gradient_reaches_is_found_out(monkeypatch: pytest.M
         check(compiled(), "gradients reach every insertion")
 
 
+def test_a_unit_that_rests_is_no_broken_promise() -> None:
+    tuned = compiled("pfeiffer adapters")
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if name.endswith("adapter.down.bias"):
+                parameter.fill_(-1.0)  # too low for any input to get beyond the ReLU
+    assert check(tuned, "gradients reach every insertion") == "8 tensors reached"
+
+
 def test_a_load_that_forgets_the_parameters_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preservation, "load", lambda model, folder, inputs: pc.compile(model, SPEC, inputs))
     with pytest.raises(BrokenPromiseError, match=r"^outputs differ$"):
