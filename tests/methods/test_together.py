@@ -18,7 +18,8 @@ TOKENS = (5, 9)
 ALL_AT_ONCE = """
     lora r=4 on q,v; dora r=2 on q,up; vera r=8 on v; oft block_size=4 on v,up; ia3;
     bitfit add=true on q,k,v,o,up,down; ssf on q,o,down,norm;
-    adapters; parallel adapters width=8; compacter adapters width=8; gated adapters width=8 after attention; loreft r=2;
+    adapters; parallel adapters width=8; compacter adapters width=8;
+    gated adapters width=8 after attention; loreft r=2;
     prefix length=3 width=16; deep prompts length=2; prompt length=2; p-tuning length=2;
     trainable tokens tokens=[5, 9]; train head"""
 KINDS = 18

@@ -73,4 +73,27 @@ REWRITING = (
         "i.wiring is Wiring.ON_WEIGHT",
         "lowering/test_on_weight.py::test_a_weight_is_mapped_before_anything_stands_beside_it",
     ),
+    Mutant(
+        "of several prompts at the input each has positions of its own",
+        "lowering/extend_input.py",
+        "Lookup(table, place.anchor, behind))",
+        "Lookup(table, place.anchor, 0))",
+        "methods/test_together.py::test_of_several_prompts_at_the_input_the_last_stands_first",
+    ),
+    Mutant(
+        "a batch has each row once for each member of an ensemble",
+        "lowering/extend_input.py",
+        "            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument))\n",
+        "",
+        "lowering/test_ensembles.py",
+    ),
+    Mutant(
+        "what stands after a projection stands after all that joined it before",
+        "lowering/wire.py",
+        """    while "replaced_by" in node.meta:
+        node = node.meta["replaced_by"]
+    return node""",
+        "    return node",
+        "methods/test_together.py::test_on_one_projection_the_order_of_the_plan_is_that_of_the_formula",
+    ),
 )
