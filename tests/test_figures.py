@@ -73,8 +73,9 @@ FIGURES = [
     ("gpt2_medium", "train norm", 2 * 49 * 1024),
     # arXiv:2210.08823: 2 d after the six projections and two norms of each block, and the last norm.
     ("vit_base", "SSF", 12 * 2 * (5 * 768 + 3072 + 2 * 768) + 2 * 768),
-    # arXiv:2101.00190, the MLP dropped.
-    ("gpt2_medium", "deep prompts length=10 on every layer", 491_520),
+    # arXiv:2101.00190: without the MLP of 512 units, and with it: P', its first layer, and the second's rows.
+    ("gpt2_medium", "prefix length=10 reparametrised=false", 491_520),
+    ("gpt2_medium", "prefix length=10", 10 * 1024 + 1025 * 512 + 24 * 513 * 2 * 1024),
     # arXiv:2106.09685, table 15, PrefixEmbed: d (lp + li).
     ("gpt3_175b", "prompt length=40", 491_520),
     ("gpt3_175b", "prompt length=136", 1_671_168),

@@ -41,7 +41,7 @@ def test_each_rule_is_narrowed_and_stays_in_its_place() -> None:
             "rules": [
                 {"use": "lora", "where": {"role": "q"}},
                 {
-                    "use": {"deep_prompts": {"length": 30}},
+                    "use": {"prefix": {"length": 30, "width": 800}},
                     "where": {"and": [{"attention": "any"}, {"layers": "0-3", "tower": "encoder"}]},
                 },
                 {
