@@ -158,6 +158,9 @@ class Core:
             (T5, DeBERTa), rather than fixed (a mask, ALiBi) or nothing.
         keys: What projects keys, if a module below the core's does that by itself.
         values: The same for values.
+        source: Where what the attention is applied to, from which its queries are made, can be had
+            in the forward that holds the core, or None.
+        source_width: Size of the last axis of that.
     """
 
     anchor: Anchor
@@ -168,6 +171,8 @@ class Core:
     learned_bias: bool = False
     keys: Projector | None = None
     values: Projector | None = None
+    source: Source | None = None
+    source_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +235,9 @@ class Site:
         module_type: Class name of the module at `path`.
         evidence: The ops that prove the role, in words, nearest first.
         number: Which of several like places in one module, such as two feed-forward layers, from 0.
+        batch_axis: Which axis of what flows in (a core: of what its attention is applied to) counts
+            the examples, where the others before the last count positions; None where the run
+            does not tell.
     """
 
     role: Role
@@ -244,6 +252,7 @@ class Site:
     module_type: str = ""
     evidence: tuple[str, ...] = ()
     number: int = 0
+    batch_axis: int | None = None
 
     @property
     def rows(self) -> Rows | None:

@@ -89,11 +89,14 @@ def _united(found: Iterable[Found]) -> list[Site]:
         place = site.place
         rowless = replace(place, rows=None) if isinstance(place, Projection) else place
         key = (site.role, site.path, site.cross, rowless)
-        sites[key] = _with_rows_of(sites[key], site) if key in sites else site
+        sites[key] = _joint(sites[key], site) if key in sites else site
     return list(sites.values())
 
 
-def _with_rows_of(site: Site, other: Site) -> Site:
+def _joint(site: Site, other: Site) -> Site:
+    """Returns the site of two calls: with the rows of both, and a batch axis if it is the same in both."""
+    if site.batch_axis != other.batch_axis:
+        site = replace(site, batch_axis=None)
     if not isinstance(site.place, Projection) or site.rows == other.rows:
         return site
     rows = None

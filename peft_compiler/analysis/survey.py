@@ -11,6 +11,7 @@ from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import kind, tensors
 from peft_compiler.analysis.places import Matrix, matrix_of_linear, matrix_of_lookup
 from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
+from peft_compiler.analysis.roles.batches import find_batch_axis, has_one_context_an_example
 from peft_compiler.analysis.roles.blocks import Blocks
 from peft_compiler.analysis.roles.edges import Joining
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
@@ -19,6 +20,7 @@ from peft_compiler.analysis.roles.head_widths import find_head_widths
 from peft_compiler.analysis.roles.inputs import Entrance
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
+from peft_compiler.analysis.roles.sources import call_around, find_source
 from peft_compiler.analysis.roles.towers import Towers
 from peft_compiler.site import Anchor, Core, Edge, Input, Place, Projector, Role, Site, Whole
 
@@ -105,7 +107,8 @@ class Survey:
         place = Edge(_anchor(joining.add), operand, joining.source, joining.norm)
         width = fact(joining.value).shape[-1]
         evidence = (f"operand {operand} of {fact(joining.add).op} in {self._where(joining.add)}",)
-        yield self._found(joining.role, joining.add, place, (width, width), evidence, cross=joining.cross)
+        found = self._found(joining.role, joining.add, place, (width, width), evidence, cross=joining.cross)
+        yield self._with_batch_of(joining.value, found)
 
     def of_norm(self, path: str, node: fx.Node) -> Iterator[Found]:
         """Yields the site of a module that normalises."""
@@ -148,7 +151,29 @@ class Survey:
         width_in = max((matrix.width_in for matrix in self._matrices(attention, Role.VALUE)), default=width)
         evidence = (f"{fact(core).op} in {self._where(core)}", *unknown)
         widths_of = (width_in, width)
-        return self._found(Role.ATTENTION_CORE, core, place, widths_of, evidence, cross=attention.cross)
+        found = self._found(Role.ATTENTION_CORE, core, place, widths_of, evidence, cross=attention.cross)
+        return (
+            found if attention.entry is None else self._with_source(found, place, attention, attention.entry)
+        )
+
+    def _with_source(self, found: Found, place: Core, attention: Attention, entry: Linear) -> Found:
+        """Returns the core with what its attention is applied to."""
+        width = fact(entry.data).shape[-1]
+        had = find_source(self.flow, attention.meeting.core, entry, width)
+        if had is None:
+            return found
+        source, data = had
+        place = replace(place, source=source, source_width=width)
+        found = self._with_batch_of(data, Found(found.order, replace(found.site, place=place)))
+        axis, context = found.site.batch_axis, attention.meeting.context
+        heads = (place.heads, place.key_heads)
+        if axis is None or has_one_context_an_example(context, heads, fact(data).shape[axis]):
+            return found
+        return Found(found.order, replace(found.site, batch_axis=None))
+
+    def _with_batch_of(self, data: fx.Node, found: Found) -> Found:
+        axis = find_batch_axis(self.flow.graph, data)
+        return Found(found.order, replace(found.site, batch_axis=axis))
 
     def _matrices(self, attention: Attention, role: Role) -> list[Matrix]:
         found = (matrix_of_linear(self.flow, each.linear) for each in attention.projections.get(role, ()))
@@ -177,7 +202,12 @@ class Survey:
     ) -> Iterator[Found]:
         matrix = None if rows == () else matrix_of_linear(self.flow, linear)
         if matrix is not None:
-            yield self._matrix(role, linear.node, matrix, rows, evidence, cross)
+            found = self._matrix(role, linear.node, matrix, rows, evidence, cross)
+            data = linear.data
+            if matrix.place.anchor is None:
+                # The module may flatten what it is given before it multiplies.
+                (data, *_) = call_around(self.flow.graph.calls[matrix.path], linear.node).inputs
+            yield self._with_batch_of(data, found)
 
     def _matrix(
         self,

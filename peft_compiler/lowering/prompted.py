@@ -4,7 +4,8 @@ Prefix-tuning (arXiv:2101.00190, section 4) and P-tuning v2 (arXiv:2110.07602, s
 put trained keys and values in front of every attention's own. They are added where
 attention is computed, after the cache, so a cache never holds them and keeps its length.
 
-Prompts are pairs (keys, values) of shapes (key_heads, n, key_width) and (key_heads, n, value_width).
+Prompts are pairs (keys, values) of shapes (key_heads, n, key_width) and (key_heads, n, value_width),
+or have an axis for the examples in front, (batch, key_heads, n, ...), where each has its own.
 """
 
 import torch
@@ -15,17 +16,23 @@ Prompts = tuple[tuple[Tensor, Tensor], ...]
 
 
 def join_prompts(prompts: Prompts, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns keys (heads, n, key_width) and values (heads, n, value_width) of all `prompts`, the last first.
+    """Returns keys (..., heads, n, key_width) and values (..., heads, n, value_width), the last first.
 
     Under grouped-query attention each prompt head serves as many heads as the group has.
     """
     keys, values = prompts[-1]
     for more_keys, more_values in reversed(prompts[:-1]):
-        keys, values = torch.cat([keys, more_keys], 1), torch.cat([values, more_values], 1)
-    group = heads // keys.shape[0]
+        keys, values = _joined(keys, more_keys), _joined(values, more_values)
+    group = heads // keys.shape[-3]
     if group > 1:
-        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+        keys, values = keys.repeat_interleave(group, -3), values.repeat_interleave(group, -3)
     return keys.to(like.dtype), values.to(like.dtype)
+
+
+def _joined(first: Tensor, then: Tensor) -> Tensor:
+    """Returns positions one after another, each for every example if the examples of one have their own."""
+    batch = max(first.shape[:-3], then.shape[:-3], key=len)
+    return torch.cat([part.expand(*batch, *part.shape[-3:]) for part in (first, then)], -2)
 
 
 def prompt_bias(bias: Tensor, learned: bool) -> Tensor:
@@ -53,7 +60,7 @@ def prompted_attention(
 ) -> Tensor:
     """`scaled_dot_product_attention` over prompts and keys: every query sees every prompt."""
     keys, values = join_prompts(prompts, key.shape[-3], key)
-    length = keys.shape[1]
+    length = keys.shape[-2]
     if is_causal:
         # What the flag means to torch: aligned at the upper left corner.
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
@@ -62,8 +69,8 @@ def prompted_attention(
     batch = key.shape[:-3]
     return F.scaled_dot_product_attention(
         query,
-        torch.cat([keys.expand(*batch, *keys.shape), key], -2),
-        torch.cat([values.expand(*batch, *values.shape), value], -2),
+        torch.cat([keys.expand(*batch, *keys.shape[-3:]), key], -2),
+        torch.cat([values.expand(*batch, *values.shape[-3:]), value], -2),
         attn_mask=attn_mask,
         dropout_p=dropout_p,
         scale=scale,

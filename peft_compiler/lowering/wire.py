@@ -8,18 +8,19 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch.fx import Graph, Node, map_arg
+from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.anchored import anchored, taker_of, tensors_given
 from peft_compiler.lowering.edit import Edit
-from peft_compiler.lowering.extend_attention import extend_attention
+from peft_compiler.lowering.extend_attention import core_node, extend_attention
 from peft_compiler.lowering.extend_input import exchange_input, join_input
 from peft_compiler.lowering.gated_attention import gate_attention
 from peft_compiler.lowering.returned import first_of, with_first
 from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
 from peft_compiler.methods import Wiring
 from peft_compiler.plan import NAMESPACE
-from peft_compiler.site import Anchor, Core, Edge, Input, Projection
+from peft_compiler.site import Core, Edge, Input, Projection
 
 INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
 """Which tensor operand of an op is the data, where it is not the first."""
@@ -28,22 +29,6 @@ INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
 def inserted_call(graph: Graph, edit: Edit, *args: Any) -> Node:
     """Calls the inserted module at the current point of insertion."""
     return graph.call_module(f"{NAMESPACE}.{edit.name}", args)
-
-
-def anchored(graph: Graph, anchor: Anchor | None) -> Node:
-    """Returns the node that is the op of `anchor`, or the call of the host where there is none.
-
-    Raises:
-        LoweringError: If this graph does not come by that op.
-    """
-    for node in graph.nodes:
-        if node.meta.get("anchor") == anchor and (anchor is not None or node.meta.get("host")):
-            return node
-    assert anchor is not None
-    raise LoweringError(
-        f"the forward did not come by the op {anchor.op} at {anchor.frames[-1][0]}, where one joins; "
-        "it takes another way in this mode, such as another attention implementation: compile it in that mode"
-    )
 
 
 def take_over(old: Node, new: Node) -> None:
@@ -120,7 +105,8 @@ def wire_parallel(graph: Graph, edit: Edit) -> None:
     """The activation y on its way into an op becomes y + m(x), x being what its sub-layer is applied to."""
     assert isinstance(edit.place, Edge)
     op, activation = _entering(graph, edit.place)
-    data = _taken_by(graph, edit.place, op)
+    assert edit.place.source is not None
+    data = tensors_given(taker_of(graph, edit.place.source, op))[edit.place.source.operand]
     with graph.inserting_before(op):
         delta = inserted_call(graph, edit, data)
         adapted = graph.call_function(operator.add, (activation, delta))
@@ -132,7 +118,7 @@ def wire_after_norm(graph: Graph, edit: Edit) -> None:
     assert isinstance(edit.place, Edge)
     op, activation = _entering(graph, edit.place)
     with graph.inserting_before(op):
-        data = graph.call_function(operator.add, tuple(_tensors(op)[:2]))
+        data = graph.call_function(operator.add, tuple(tensors_given(op)[:2]))
         if edit.place.norm is not None:
             data = graph.call_module(edit.place.norm, (data,))
         delta = inserted_call(graph, edit, data)
@@ -143,36 +129,13 @@ def wire_after_norm(graph: Graph, edit: Edit) -> None:
 def _entering(graph: Graph, place: Edge) -> tuple[Node, Node]:
     """Returns the op of an edge, and the activation that enters it after earlier edits."""
     op = anchored(graph, place.anchor)
-    return op, _tensors(op)[place.operand]
+    return op, tensors_given(op)[place.operand]
 
 
 def _exchange(op: Node, old: Node, new: Node) -> None:
     """Lets `new` enter `op` in place of `old`."""
     new.meta.update({key: old.meta[key] for key in ("shape", "dtype")})
     op.update_arg(op.args.index(old), new)
-
-
-def _taken_by(graph: Graph, place: Edge, op: Node) -> Node:
-    """Returns the activation that the source of an edge names: the newest one before `op`."""
-    assert place.source is not None
-    taker = place.source.taker
-    if isinstance(taker, str):
-        calls = [
-            node for node in graph.nodes if node.op == "call_module" and node.target == taker and node < op
-        ]
-        if not calls:
-            raise LoweringError(f"the forward does not call its {taker}, whose input an insertion takes")
-        taking = calls[-1]
-    else:
-        taking = anchored(graph, taker)
-    return _tensors(taking)[place.source.operand]
-
-
-def _tensors(node: Node) -> list[Node]:
-    """Returns the tensors that an op or a module is given, in order."""
-    found: list[Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return [argument for argument in found if "shape" in argument.meta]
 
 
 def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
@@ -205,6 +168,17 @@ def wire_extend_kv(graph: Graph, edit: Edit) -> None:
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
         prompts = inserted_call(graph, edit)
+    extend_attention(graph, edit.place, prompts)
+
+
+def wire_extend_kv_by_input(graph: Graph, edit: Edit) -> None:
+    """Keys and values of an attention are preceded by those of m(x), x being what it is applied to."""
+    assert isinstance(edit.place, Core)
+    source = edit.place.source
+    assert source is not None
+    taker = taker_of(graph, source, core_node(graph, edit.place.anchor))
+    with graph.inserting_before(taker):
+        prompts = inserted_call(graph, edit, tensors_given(taker)[source.operand])
     extend_attention(graph, edit.place, prompts)
 
 
@@ -246,6 +220,7 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.PARALLEL: wire_parallel,
     Wiring.AFTER_NORM: wire_after_norm,
     Wiring.EXTEND_KV: wire_extend_kv,
+    Wiring.EXTEND_KV_BY_INPUT: wire_extend_kv_by_input,
     Wiring.GATED_KV: wire_gated_kv,
     Wiring.EXTEND_INPUT: wire_extend_input,
     Wiring.EXCHANGE_INPUT: wire_exchange_input,

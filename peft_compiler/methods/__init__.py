@@ -16,6 +16,7 @@ from peft_compiler.methods.dora import DoRA as DoRA
 from peft_compiler.methods.fourierft import FourierFT as FourierFT
 from peft_compiler.methods.gated_adapter import GatedAdapter as GatedAdapter
 from peft_compiler.methods.gated_lora import GatedLoRA as GatedLoRA
+from peft_compiler.methods.gated_prefix import GatedPrefix as GatedPrefix
 from peft_compiler.methods.hra import HRA as HRA
 from peft_compiler.methods.ia3 import IA3 as IA3
 from peft_compiler.methods.invertible_adapter import InvertibleAdapter as InvertibleAdapter
@@ -50,6 +51,7 @@ METHODS: tuple[type[Method], ...] = (
     FourierFT,
     GatedAdapter,
     GatedLoRA,
+    GatedPrefix,
     HRA,
     IA3,
     InvertibleAdapter,

@@ -20,10 +20,6 @@ ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
 }
 
 
-GATE_DEVIATION = 0.02
-"""Standard deviation at which the weight of a gate starts."""
-
-
 def width_at(site: Site, width: int | None) -> int:
     """Returns the units of the narrow layer: 1/16 of the site's where none are given."""
     return max(1, site.width_out // 16) if width is None else width

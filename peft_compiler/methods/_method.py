@@ -32,6 +32,8 @@ class Wiring(StrEnum):
     elsewhere."""
     EXTEND_KV = "extend_kv"
     """Attention core: the keys and values m() stand before the core's own."""
+    EXTEND_KV_BY_INPUT = "extend_kv_by_input"
+    """Attention core of an attention applied to x: the keys and values m(x) stand before the core's own."""
     GATED_KV = "gated_kv"
     """Attention core: it attends to the prompts of m() too, apart from its keys, through the gates of m()."""
     EXTEND_INPUT = "extend_input"

@@ -13,7 +13,7 @@ from peft_compiler.methods._shared import Shared
 from peft_compiler.site import Core, Site
 
 KeysAndValues = tuple[
-    Float[Tensor, "key_heads length key_width"], Float[Tensor, "key_heads length value_width"]
+    Float[Tensor, "*batch key_heads length key_width"], Float[Tensor, "*batch key_heads length value_width"]
 ]
 
 

@@ -1,10 +1,11 @@
-"""Gated adapters: each position says how much of its adapter it wants.
+"""Gated adapters: each position, or each sequence, says how much of its adapter it wants.
 
 Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
 https://arxiv.org/abs/2110.07577, section 3.2: h_F + G_A · up(activation(down(h_F))), with the gate
 G_A = sigmoid(w h_F + b) of what the adapter is given. The authors' code averages the gate over the
-positions of a sequence; here each position has its own, so that a token's output does not depend
-on those that come later.
+positions of a sequence: `gate="sequence"`, as the recipe `unipelt` has it. Then a token's output
+depends on those that come later, which a model that generates does not have, so by default each
+position has its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._bottleneck import (
-    GATE_DEVIATION,
     Activation,
     Bottleneck,
     bottleneck_count,
@@ -25,6 +25,7 @@ from peft_compiler.methods._bottleneck import (
     projection,
     width_at,
 )
+from peft_compiler.methods._gates import Gate, Gating, averaging_problems, gate_count
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
 from peft_compiler.site import EDGES, Role, Site
 
@@ -49,6 +50,9 @@ class GatedAdapter(Method, frozen=True):
         default=None, gt=0, description="Units in the narrow layer; 1/16 of the site's if not given."
     )
     activation: Activation = Field(default="relu", description="Between the two projections.")
+    gate: Gating = Field(
+        default="position", description="Whether each position has a gate, or each sequence, their mean."
+    )
 
     @override
     def at(self, site: Site) -> Self:
@@ -59,29 +63,36 @@ class GatedAdapter(Method, frozen=True):
         yield from super().problems(site)
         if problem := no_bottleneck(site, self.width):
             yield problem
+        if self.gate == "sequence":
+            yield from averaging_problems(site, "gate=position")
+
+    @override
+    def decodes_in_steps(self) -> bool:
+        return self.gate == "position"
 
     @override
     def parameter_count(self, site: Site) -> int:
         d = site.width_out
-        return bottleneck_count(d, width_at(site, self.width)) + d + 1
+        return bottleneck_count(d, width_at(site, self.width)) + gate_count(d)
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "GatedBottleneck":
         d, m = site.width_out, width_at(site, self.width)
         down, up = projection(d, m, d**-0.5, generator), projection(m, d, 0.0, generator)
-        return GatedBottleneck(down, self.activation, up, projection(d, 1, GATE_DEVIATION, generator))
+        gate = Gate(d, site.batch_axis if self.gate == "sequence" else None, generator)
+        return GatedBottleneck(down, self.activation, up, gate)
 
 
 class GatedBottleneck(Bottleneck):
-    """y + sigmoid(gate(y)) · up(activation(down(y))), with y of shape (..., d) and one gate a position.
+    """y + gate(y) · up(activation(down(y))), with y of shape (..., d).
 
     Identity at initialisation because `up` starts at zero.
     """
 
-    def __init__(self, down: nn.Module, activation: Activation, up: nn.Module, gate: nn.Linear) -> None:
+    def __init__(self, down: nn.Module, activation: Activation, up: nn.Module, gate: Gate) -> None:
         super().__init__(down, activation, up)
         self.gate = gate
 
     @override
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return x + self.gate(x).sigmoid() * super().forward(x)
+        return x + self.gate(x) * super().forward(x)

@@ -1,10 +1,11 @@
-"""Gated LoRA: each position says how much of the low-rank update it wants.
+"""Gated LoRA: each position, or each sequence, says how much of the low-rank update it wants.
 
 Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
 https://arxiv.org/abs/2110.07577, section 3.2: W x + G_L · alpha / r · B A x, with the gate
-G_L = sigmoid(w x + b) of what the projection is given. The authors' code averages the gate over the
-positions of a sequence; here each position has its own, so that a token's output does not depend
-on those that come later.
+G_L = sigmoid(w x + b) of what the projection is given. In the authors' code the gate takes the place
+of alpha / r, which is 1 here unless alpha is given, and is averaged over the positions of a
+sequence: `gate="sequence"`, as the recipe `unipelt` has it. Then a token's output depends on those
+that come later, which a model that generates does not have, so by default each position has its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from peft_compiler.methods._bottleneck import GATE_DEVIATION, projection
+from peft_compiler.methods._gates import Gate, Gating, averaging_problems, gate_count
 from peft_compiler.methods._low_rank import LinearLoRA
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import rank_problems
@@ -46,6 +47,9 @@ class GatedLoRA(Method, frozen=True):
         allow_inf_nan=False,
         description="The update is scaled by alpha / r; r if not given.",
     )
+    gate: Gating = Field(
+        default="position", description="Whether each position has a gate, or each sequence, their mean."
+    )
 
     @override
     def at(self, site: Site) -> Self:
@@ -59,10 +63,16 @@ class GatedLoRA(Method, frozen=True):
         yield from rank_problems(self.r, site)
         if site.place.form not in ("linear", "transposed"):
             yield f"the gate reads one vector a position, which a {site.place.form} is not given: take LoRA"
+        elif self.gate == "sequence":
+            yield from averaging_problems(site, "gate=position")
+
+    @override
+    def decodes_in_steps(self) -> bool:
+        return self.gate == "position"
 
     @override
     def parameter_count(self, site: Site) -> int:
-        return self.r * (site.width_in + site.width_out) + site.width_in + 1
+        return self.r * (site.width_in + site.width_out) + gate_count(site.width_in)
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "GatedUpdate":
@@ -72,21 +82,21 @@ class GatedLoRA(Method, frozen=True):
         )
         up = torch.zeros(site.width_out, self.r)
         scale = (self.r if self.alpha is None else self.alpha) / self.r
-        gate = projection(site.width_in, 1, GATE_DEVIATION, generator)
+        gate = Gate(site.width_in, site.batch_axis if self.gate == "sequence" else None, generator)
         return GatedUpdate(LinearLoRA(down, up, scale, ()), gate)
 
 
 class GatedUpdate(nn.Module):
-    """sigmoid(gate(x)) · update(x), with x of shape (..., d_in) and one gate a position.
+    """gate(x) · update(x), with x of shape (..., d_in).
 
     Nothing is added at initialisation because the update starts at zero.
     """
 
-    def __init__(self, update: LinearLoRA, gate: nn.Linear) -> None:
+    def __init__(self, update: LinearLoRA, gate: Gate) -> None:
         super().__init__()
         self.update = update
         self.gate = gate
 
     @override
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        return self.gate(x).sigmoid() * self.update(x)
+        return self.gate(x) * self.update(x)

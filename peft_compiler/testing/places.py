@@ -74,6 +74,8 @@ class Example:
                 return y + inserted(x)
             case Wiring.REPLACE:
                 return inserted(x)
+            case Wiring.EXTEND_KV_BY_INPUT:
+                return inserted(x)
             case Wiring.GATED_KV:
                 prompts, gates = inserted()
                 return y + prompts.sum() * gates.sum()
@@ -97,7 +99,18 @@ def projection(
     place = Projection("weight", form, rows=rows, bias=bias)
     width_out = width_out if rows is None else len(rows)
     return Example(
-        Site(role, "place", place, width_in, width_out, shape=shape, module_type=type(host).__name__), host, x
+        Site(
+            role,
+            "place",
+            place,
+            width_in,
+            width_out,
+            shape=shape,
+            module_type=type(host).__name__,
+            batch_axis=0 if x.dim() > 2 else None,
+        ),
+        host,
+        x,
     )
 
 
@@ -111,8 +124,10 @@ def examples() -> dict[str, Example]:
 def _drawn_examples() -> dict[str, Example]:
     x, wide = torch.randn(5, 4, 8), torch.randn(2, 8, 9)
     ids = torch.randint(0, 8, (5, 4))
-    edge = Edge(ANCHOR, 1, Source("child", 0))
-    core = Core(ANCHOR, 4, 2, 8, 6, keys=Projector("k", None), values=Projector("v", None))
+    source = Source("child", 0)
+    edge = Edge(ANCHOR, 1, source)
+    projectors = Projector("k", None), Projector("v", None)
+    core = Core(ANCHOR, 4, 2, 8, 6, False, *projectors, source=source, source_width=8)
     norm = nn.LayerNorm(8)
     nn.init.normal_(norm.weight)
     return {
@@ -141,11 +156,13 @@ def _drawn_examples() -> dict[str, Example]:
             "transposed_experts", Experts(transposed=True), torch.randn(3, 4, 8), rows=ROWS, role=Role.UP
         ),
         "head": projection("linear", nn.Linear(8, 6), x, role=Role.HEAD),
-        "attention edge": Example(Site(Role.ATTENTION, "place", edge, 8, 8), nn.Identity(), x),
-        "feed-forward edge": Example(Site(Role.FEED_FORWARD, "place", edge, 8, 8), nn.Identity(), x),
-        "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8), nn.Identity(), x),
+        "attention edge": Example(Site(Role.ATTENTION, "place", edge, 8, 8, batch_axis=0), nn.Identity(), x),
+        "feed-forward edge": Example(
+            Site(Role.FEED_FORWARD, "place", edge, 8, 8, batch_axis=0), nn.Identity(), x
+        ),
+        "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8, batch_axis=0), nn.Identity(), x),
         "block": Example(Site(Role.BLOCK, "place", Whole(0), 8, 8), nn.Identity(), x),
-        "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24), nn.Identity(), x),
+        "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24, batch_axis=0), nn.Identity(), x),
         "input": Example(
             Site(Role.INPUT, "place", Input("0.weight", "input_ids", 64, None, "place"), 8, 6),
             nn.Sequential(nn.Embedding(8, 6)),

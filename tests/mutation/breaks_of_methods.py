@@ -101,4 +101,18 @@ METHODS = (
         "self.values.mul_(1)",
         "test_allocating.py::test_in_the_end_the_ranks_are_the_target_on_average",
     ),
+    Mutant(
+        "a gate of a sequence is one for each example",
+        "methods/_gates.py",
+        "if axis != self.batch_axis]",
+        "if axis != 1 - self.batch_axis]",
+        "methods/test_unipelt.py::test_a_gate_of_a_sequence_is_the_mean_of_those_of_its_positions",
+    ),
+    Mutant(
+        "a prefix keeps its gate when its MLP is dropped",
+        "methods/gated_prefix.py",
+        "return GatedKeysAndValues(module.prefix.settled(), module.gate)",
+        "return module.prefix.settled()",
+        "methods/test_unipelt.py::test_the_mlp_is_dropped_and_the_gates_are_kept",
+    ),
 )

@@ -96,4 +96,18 @@ REWRITING = (
         "    return node",
         "methods/test_together.py::test_on_one_projection_the_order_of_the_plan_is_that_of_the_formula",
     ),
+    Mutant(
+        "the gate of a prefix reads what the attention is applied to",
+        "lowering/wire.py",
+        "prompts = inserted_call(graph, edit, tensors_given(taker)[source.operand])",
+        "prompts = inserted_call(graph, edit, tensors_given(taker)[source.operand] * 0)",
+        "methods/test_unipelt.py::test_the_formula_is_the_papers",
+    ),
+    Mutant(
+        "examples flattened with their positions are not averaged over",
+        "analysis/roles/batches.py",
+        "found > 0 and any(",
+        "found > 9 and any(",
+        "analysis/roles/test_batches.py::test_a_flattened_batch_is_no_proof",
+    ),
 )

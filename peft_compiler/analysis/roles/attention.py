@@ -67,6 +67,8 @@ class Attention:
         meeting: Where it happens.
         projections: What feeds each operand, nearest first.
         output: The projection of its result, or None.
+        entry: The first projection on the way to the queries, whose data is what the attention is
+            applied to, or None.
         sources: The heads of the streams that keys come from.
         cross: Whether that is another stream than the one that queries come from.
     """
@@ -74,6 +76,7 @@ class Attention:
     meeting: Meeting
     projections: Mapping[Role, tuple[Projected, ...]]
     output: Linear | None
+    entry: Linear | None
     sources: frozenset[fx.Node]
     cross: bool
 
@@ -95,9 +98,9 @@ def find_attentions(
         }
         sources = _streams(flow, meeting.key, residuals)
         cross = sources.isdisjoint(_streams(flow, meeting.query, residuals))
-        found.append(
-            Attention(meeting, projections, _output(flow, meeting.context, residuals), sources, cross)
-        )
+        output = _output(flow, meeting.context, residuals)
+        entry = _entry(flow, meeting, projections.get(Role.QUERY, ()), residuals)
+        found.append(Attention(meeting, projections, output, entry, sources, cross))
     return tuple(found)
 
 
@@ -225,6 +228,24 @@ def _output(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residu
         (node for node in found if found[node] <= nearest + _SLACK), key=lambda node: fact(node).order
     )
     return flow.linears[first]
+
+
+def _entry(
+    flow: Dataflow,
+    meeting: Meeting,
+    queries: tuple[Projected, ...],
+    residuals: Mapping[fx.Node, Residual],
+) -> Linear | None:
+    """Returns the first linear that makes queries: several stand in a row where a query is of low rank."""
+    if not queries:
+        return None
+    entry, inside = queries[0].linear, f"{fact(meeting.core).module}."
+    while True:
+        before = behind(flow, entry.data, may_pass=lambda node: node not in residuals).linears
+        first = next((node for node in before if fact(node).module.startswith(inside)), None)
+        if first is None:
+            return entry
+        entry = flow.linears[first]
 
 
 def has_learned_bias(flow: Dataflow, core: fx.Node) -> bool:

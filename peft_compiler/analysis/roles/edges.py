@@ -70,9 +70,8 @@ def find_joinings(
     """
     ends = {branch.down: _End(branch.role, False, branch.parts[1].linear) for branch in branches}
     for attention in attentions:
-        queries = attention.projections.get(Role.QUERY, ())
         end = attention.output.node if attention.output else attention.meeting.context
-        ends[end] = _End(Role.ATTENTION, attention.cross, queries[0].linear if queries else None)
+        ends[end] = _End(Role.ATTENTION, attention.cross, attention.entry)
     search = _Search(flow, residuals, norms, ends)
     for residual in residuals.values():
         yield from _joinings(search, residual.floor, residual.add, residual.branch)
@@ -93,9 +92,10 @@ def _joinings(search: _Search, floor: int, add: fx.Node, value: fx.Node) -> list
 
 
 def _joining(search: _Search, add: fx.Node, value: fx.Node, end: _End) -> Joining:
-    source = find_source(search.flow, add, end.entry) if end.entry else None
+    width = fact(add).shape[-1]
+    found = find_source(search.flow, add, end.entry, width) if end.entry else None
     norm = find_norm_behind(search.flow, add, search.norms)
-    return Joining(add, value, end.role, end.cross, source, norm)
+    return Joining(add, value, end.role, end.cross, found[0] if found else None, norm)
 
 
 def _first_end(search: _Search, floor: int, value: fx.Node) -> _End | None:

@@ -1,6 +1,6 @@
 """What flows into a sub-layer, and which norm its output goes into, as the module that joins them sees it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import fx
 
@@ -11,29 +11,27 @@ from peft_compiler.analysis.roles.residuals import source_of
 from peft_compiler.site import Anchor, Source
 
 
-def find_source(flow: Dataflow, add: fx.Node, entry: Linear) -> Source | None:
-    """Returns where the data of `entry`, the first projection of a sub-layer, can be had beside `add`.
+def find_source(flow: Dataflow, op: fx.Node, entry: Linear, width: int) -> tuple[Source, fx.Node] | None:
+    """Returns where the data of `entry`, the first projection of a sub-layer, can be had beside `op`; and it.
 
-    That is the module or op, in the forward that holds `add`, by which the data enters the
-    sub-layer; or `add` itself, where the sub-layer is computed from what it is added to. None
-    where that forward does not see the data.
+    That is the module or op, in the forward that holds `op`, by which the data enters the
+    sub-layer; or `op` itself, where it adds the sub-layer to what that is computed from. None
+    where that forward does not see the data, or sees it in another width than is expected.
     """
-    within = fact(add).module
-    width = fact(add).shape[-1:]
+    within = fact(op).module
     if fact(entry.node).module == within:
-        return _if_as_wide(
-            entry.data, width, Source(_anchor(entry.node), tensors(entry.node).index(entry.data))
-        )
+        source = Source(_anchor(entry.node), tensors(entry.node).index(entry.data))
+        return _if_as_wide(entry.data, width, source)
     child = _called_child(flow, within, fact(entry.node).module)
     if child is not None:
-        call = next(call for call in flow.graph.calls[child] if _ran_during(entry.node, call))
+        call = call_around(flow.graph.calls[child], entry.node)
         for index, value in enumerate(call.inputs):
             if value in flow.taint.activations and _comes_from(flow, entry.data, value):
                 path = child.removeprefix(f"{within}." if within else "")
                 return _if_as_wide(value, width, Source(path, index))
-    for index, operand in enumerate(tensors(add)):
+    for index, operand in enumerate(tensors(op)):
         if source_of(flow, operand) is source_of(flow, entry.data):
-            return Source(_anchor(add), index)
+            return Source(_anchor(op), index), operand
     return None
 
 
@@ -63,8 +61,11 @@ def _called_child(flow: Dataflow, within: str, path: str) -> str | None:
     return next((name for name in around if name in flow.graph.calls), None)
 
 
-def _ran_during(node: fx.Node, call: Call) -> bool:
-    return any(fact(output).order >= fact(node).order for output in call.outputs)
+def call_around(calls: Sequence[Call], node: fx.Node) -> Call:
+    """Returns the call of a module, of all its calls, in which an op ran."""
+    return next(
+        call for call in calls if any(fact(output).order >= fact(node).order for output in call.outputs)
+    )
 
 
 def _comes_from(flow: Dataflow, value: fx.Node, origin: fx.Node) -> bool:
@@ -82,8 +83,8 @@ def _comes_from(flow: Dataflow, value: fx.Node, origin: fx.Node) -> bool:
     return False
 
 
-def _if_as_wide(value: fx.Node, width: tuple[int, ...], source: Source) -> Source | None:
-    return source if fact(value).shape[-1:] == width else None
+def _if_as_wide(value: fx.Node, width: int, source: Source) -> tuple[Source, fx.Node] | None:
+    return (source, value) if fact(value).shape[-1:] == (width,) else None
 
 
 def _anchor(node: fx.Node) -> Anchor:
