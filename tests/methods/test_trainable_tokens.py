@@ -1,5 +1,6 @@
 """What trainable tokens alone promise: the chosen rows learn, the others stay bit for bit."""
 
+import peft
 import pytest
 import torch
 from pydantic import ValidationError
@@ -8,6 +9,7 @@ import peft_compiler as pc
 from peft_compiler.methods import TrainableTokens
 from peft_compiler.testing.places import examples
 from tests import zoo
+from tests.methods.peft_oracle import compare
 
 SITE = examples()["embedding"].site
 
@@ -53,6 +55,20 @@ def test_merging_changes_the_chosen_rows_alone() -> None:
     torch.nn.init.normal_(delta)
     before, after = tuned.get_parameter(f"{path}.weight"), pc.merge(tuned).get_parameter(f"{path}.weight")
     assert (before != after).any(-1).nonzero().flatten().tolist() == [5, 9]
+
+
+def test_logits_and_gradients_are_peft_s() -> None:
+    """peft keeps the embeddings themselves, not what is added to them."""
+    tokens = sorted({int(token) for token in zoo.inputs("llama")["input_ids"][1]})[:3]
+    table = zoo.build("llama").get_parameter("model.embed_tokens.weight")
+    compare(
+        "llama",
+        f"trainable tokens tokens={tokens}",
+        peft.TrainableTokensConfig(token_indices=tokens, target_modules=["embed_tokens"]),
+        {"delta": "trainable_tokens_delta.default"},
+        lambda _, delta: table[tokens] + delta,
+        lambda _, gradient: gradient,
+    )
 
 
 @pytest.mark.parametrize(
