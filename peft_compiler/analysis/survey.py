@@ -108,6 +108,9 @@ class Survey:
         width = fact(joining.value).shape[-1]
         evidence = (f"operand {operand} of {fact(joining.add).op} in {self._where(joining.add)}",)
         found = self._found(joining.role, joining.add, place, (width, width), evidence, cross=joining.cross)
+        if found.site.layer is None and (block := self.blocks.holding(fact(joining.end).module)):
+            tower = self.towers.towers.get(block.stack)
+            found = Found(found.order, replace(found.site, layer=self.towers.layer(block), tower=tower))
         yield self._with_batch_of(joining.value, found)
 
     def of_norm(self, path: str, node: fx.Node) -> Iterator[Found]:
@@ -121,14 +124,12 @@ class Survey:
 
     def of_blocks(self) -> Iterator[Found]:
         """Yields every block as a whole, where its call shows what comes out."""
-        for path in self.blocks.by_path:
+        for path, block in self.blocks.by_path.items():
             calls = self.flow.graph.calls.get(path, ())
             outputs = [node for call in calls for node in call.outputs if node in self.flow.taint.activations]
-            if outputs:
+            if outputs and block.is_whole:
                 width = fact(outputs[0]).shape[-1]
-                evidence = (
-                    f"repeated in {self.blocks.by_path[path].stack or 'the model'}, with a residual add",
-                )
+                evidence = (f"repeated in {block.stack or 'the model'}, with a residual add",)
                 place = Whole(self.flow.graph.modules[path].size)
                 yield self._found(Role.BLOCK, outputs[0], place, (width, width), evidence, path=path)
 

@@ -37,6 +37,9 @@ _SAME_VALUES = frozenset(
 _SCALES = frozenset({"mul", "imul"})
 """Ops that scale the scores, or multiply what is masked with zero."""
 
+_LIKE = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
+"""Ops that read no more of a second tensor than its shape or its dtype."""
+
 _SUMMARIES = frozenset({"amax", "max", "values", "getattr", "logsumexp"})
 
 
@@ -224,8 +227,13 @@ def _query_of(scores: Node) -> tuple[Node, float]:
 
 def _between(graph: Graph, first: Node, last: Node) -> list[Node]:
     """Returns the tensors on a way from `first` to `last`, both excluded, in order; sizes lead nowhere."""
-    after, before = _reach(first, lambda node: node.users), _reach(last, lambda node: node.all_input_nodes)
+    after, before = _reach(first, _carrying), _reach(last, lambda node: node.all_input_nodes)
     return [node for node in graph.nodes if node in after and node in before]
+
+
+def _carrying(node: Node) -> list[Node]:
+    """Returns the users of a value that go on with it, not those that make something else as large."""
+    return [user for user in node.users if op_name(user) not in _LIKE or user.all_input_nodes[0] is node]
 
 
 def _reach(start: Node, step: Callable[[Node], Iterable[Node]]) -> set[Node]:

@@ -1,5 +1,7 @@
 """The signature of a call: what decides which variant of a local graph fits it."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,3 +57,9 @@ def nearest_config(root: nn.Module, path: str) -> object:
         module = getattr(module, part)
         found = module.__dict__.get("config", found)
     return found
+
+
+def argument_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """Returns what a forward calls its first `count` positional arguments."""
+    names = list(inspect.signature(forward).parameters)[1:]
+    return [names[i] if i < len(names) else f"argument_{i}" for i in range(count)]

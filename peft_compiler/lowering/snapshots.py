@@ -21,7 +21,8 @@ def snapshot(value: Any) -> Any:
     being shared would be updated twice.
     """
     return copy.deepcopy(
-        value, {id(found): _copied(found) for found in _walk(value, set()) if not _is_copied_by_parts(found)}
+        value,
+        {id(found): _copied(found) for found in parts_of(value, set()) if not _is_copied_by_parts(found)},
     )
 
 
@@ -29,7 +30,7 @@ def fingerprint(value: Any) -> tuple[object, ...]:
     """Returns something that differs once a tensor or number within `value` was changed."""
     return tuple(
         (id(found), 0 if found.is_inference() else found._version) if isinstance(found, Tensor) else found
-        for found in _walk(value, set())
+        for found in parts_of(value, set())
         if isinstance(found, Tensor | int)
     )
 
@@ -44,7 +45,7 @@ def _is_copied_by_parts(found: Any) -> bool:
     return not isinstance(found, (Tensor, *_SHARED)) and not type(found).__name__.endswith("Config")
 
 
-def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
+def parts_of(value: Any, seen: set[int]) -> Iterator[Any]:
     """Yields `value` and everything that can be reached from it, except from what is shared."""
     if id(value) in seen:
         return
@@ -59,7 +60,7 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
     else:
         parts = []
     for part in [*parts, *getattr(value, "__dict__", {}).values()]:
-        yield from _walk(part, seen)
+        yield from parts_of(part, seen)
 
 
 @contextmanager

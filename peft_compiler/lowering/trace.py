@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from peft_compiler.errors import LoweringError
 from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
 from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_false, expect_none, expect_true
+from peft_compiler.lowering.signature import argument_names
 from peft_compiler.lowering.snapshots import fingerprint, preserved, snapshot
 from peft_compiler.lowering.symbols import Symbol, plain_values
 from peft_compiler.lowering.values import SETTLED, ValueMap, tensors_of
@@ -108,7 +109,7 @@ class LocalTracer(TorchFunctionMode):
         """
         args, kwargs = snapshot((args, kwargs))
         named = [*enumerate(args), *kwargs.items()]
-        names = [*_argument_names(forward, len(args)), *kwargs]
+        names = [*argument_names(forward, len(args)), *kwargs]
         nodes = [self._placeholder(name, *item) for name, item in zip(names, named, strict=True)]
         seen = [
             value if node is None else self.values.shown(node, value, settled=True)
@@ -117,9 +118,10 @@ class LocalTracer(TorchFunctionMode):
         positional, keywords = seen[: len(args)], dict(zip(kwargs, seen[len(args) :], strict=True))
         # Who counts what is saved for the backward pass, as checkpointing does, is not to see this run.
         unseen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with _LOCK, preserved(self.root), unseen, self._children_as_leaves(), self:
-            result = run_forward(forward, self.root, positional, keywords)
-        self.graph.output(self.values.node_of(result))
+        with _LOCK, self.values.watched():
+            with preserved(self.root), unseen, self._children_as_leaves(), self:
+                result = run_forward(forward, self.root, positional, keywords)
+            self.graph.output(self.values.node_of(result))
         return self.graph
 
     def _placeholder(self, name: str, place: int | str, value: Any) -> Node | None:
@@ -229,7 +231,8 @@ class LocalTracer(TorchFunctionMode):
     def call_method(self, name: str, symbol: Symbol, *args: Any, **kwargs: Any) -> Any:
         """A method of an object, such as the update of a cache, becomes one node."""
         node = self.graph.call_method(name, *self.values.node_of(((symbol, *args), kwargs)))
-        return self._stateful(node, getattr(symbol.value, name), args, kwargs, owner=symbol.value)
+        method = self._quietly(getattr, (symbol.value, name), {})
+        return self._stateful(node, method, args, kwargs, owner=symbol.value)
 
     def _stateful(
         self, node: Node, function: Callable[..., Any], args: Any, kwargs: Any, owner: object = None
@@ -292,8 +295,3 @@ def _flat_tensors(value: Any) -> list[Tensor]:
         if isinstance(value, list | tuple)
         else []
     )
-
-
-def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
-    names = list(inspect.signature(forward).parameters)[1:]
-    return [names[i] if i < len(names) else f"argument_{i}" for i in range(count)]

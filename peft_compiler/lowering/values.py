@@ -2,7 +2,8 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.guards import expect_length
+from peft_compiler.lowering.made import Making, is_made, unwatch, watch
 from peft_compiler.lowering.symbols import FloatSymbol, IntSymbol, Method, ObjectSymbol, Symbol
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class ValueMap:
         self.names = {id(tensor): name for name, tensor in tensors_of(root)}
         self.sizes_of: dict[Node, Sizes] = {}
         self.constants: list[Constant] = []
+        self.made: list[object] = []
 
     def shown(self, node: Node, value: Any, countable: bool = False, settled: bool = False) -> Any:
         """Returns what the forward sees of `node`: tensors as they are, numbers and objects as symbols.
@@ -128,7 +131,8 @@ class ValueMap:
         if isinstance(value, dict):
             entries = {key: self.node_of(item) for key, item in value.items()}
             return entries if kind is dict else self.graph.call_function(kind, (), entries)
-        return self._surrounding(value)
+        made = any(value is each for each in self.made)
+        return self.nodes[id(value)] if made else self._surrounding(value)
 
     def _tensor(self, tensor: Tensor) -> Node:
         node = self.nodes.get(id(tensor))
@@ -151,12 +155,33 @@ class ValueMap:
             and not callable(value)
             and not type(value).__module__.startswith("torch")
         ):
-            raise LoweringError(f"{where} makes a {type(value).__name__} within its forward and hands it on")
+            if not is_made(value, self.nodes):
+                raise LoweringError(
+                    f"{where} hands on a {type(value).__name__} that is neither among its arguments nor made "
+                    "anew by itself from nothing of this call"
+                )
+            return self._made(value)
         constant = next((known for known in self.constants if known.value is value), None)
         if constant is None:
             constant = Constant(value, len(self.constants))
             self.constants.append(constant)
         return self.graph.call_function(constant)
+
+    def _made(self, value: object) -> Node:
+        node = self.graph.call_function(Making(value, len(self.made)))
+        self.nodes[id(value)] = node
+        self.made.append(value)
+        watch(node, value, self.tracer)
+        return node
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """At its end, objects that the forward made are watched no longer."""
+        try:
+            yield
+        finally:
+            for value in self.made:
+                unwatch(value)
 
 
 def tensors_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

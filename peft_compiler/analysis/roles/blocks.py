@@ -1,7 +1,7 @@
 """Which modules are the repeated blocks of a model, and how they are counted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from peft_compiler.analysis.module_graph import ModuleFact, parent
@@ -15,11 +15,14 @@ class Block:
         path: The module.
         stack: The module that holds it and its like.
         position: Which of them it is, from 0.
+        is_whole: Whether it does all that a block does, the residual adds too. Blocks that lie
+            spread over several lists, one of attentions and one of feed-forward layers, are not.
     """
 
     path: str
     stack: str
     position: int
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,29 @@ def find_blocks(modules: Mapping[str, ModuleFact], busy: Iterable[str]) -> Block
         modules: Every module by path.
         busy: The modules in whose forward a residual add stands; without any, those with an attention.
     """
-    chains = {path: _upwards(path) for path in dict.fromkeys(busy)}
+    joins = Counter(busy)
+    chains = {path: _upwards(path) for path in joins}
     holders = {member for chain in chains.values() for member in chain}
     found: dict[str, Block] = {}
     for chain in chains.values():
         path = _innermost_block(chain, modules, holders)
         if path is not None:
             found[path] = Block(path, parent(path), _position(path, modules, holders))
+    for path, count in joins.items():
+        if not any(member in found for member in chains[path]):
+            found.update((part.path, part) for part in _spread(path, modules, count))
     return Blocks(found)
+
+
+def _spread(path: str, modules: Mapping[str, ModuleFact], joins: int) -> Iterator[Block]:
+    """Yields the parts of blocks that lie in equally long lists of a module which joins them itself."""
+    lists = [child for child in _children(path, modules) if modules[child].is_collection]
+    lengths = Counter(len(modules[each].children) for each in lists)
+    for each in lists:
+        length = len(modules[each].children)
+        if 1 < length <= joins and lengths[length] > 1:
+            for position, part in enumerate(_children(each, modules)):
+                yield Block(part, path, position, is_whole=False)
 
 
 def _upwards(path: str) -> tuple[str, ...]:

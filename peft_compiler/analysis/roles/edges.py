@@ -27,6 +27,7 @@ class Joining:
         cross: Whether of cross-attention.
         source: Where what the sub-layer was computed from can be had beside the add, or None.
         norm: Path of the norm that the sum goes into, within the module that adds, or None.
+        end: The op of the sub-layer that gave the output, its last projection.
     """
 
     add: fx.Node
@@ -35,12 +36,14 @@ class Joining:
     cross: bool
     source: Source | None
     norm: str | None
+    end: fx.Node
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
     """The last projection of a sub-layer: which kind it is of, and its first projection if it has one."""
 
+    node: fx.Node
     role: Role
     cross: bool
     entry: Linear | None
@@ -68,10 +71,10 @@ def find_joinings(
     Sub-layers that are summed first, such as attention and feed-forward in parallel, join
     where each is first added; sums of the same kind, such as experts, join as one.
     """
-    ends = {branch.down: _End(branch.role, False, branch.parts[1].linear) for branch in branches}
+    ends = {branch.down: _End(branch.down, branch.role, False, branch.parts[1].linear) for branch in branches}
     for attention in attentions:
         end = attention.output.node if attention.output else attention.meeting.context
-        ends[end] = _End(Role.ATTENTION, attention.cross, attention.entry)
+        ends[end] = _End(end, Role.ATTENTION, attention.cross, attention.entry)
     search = _Search(flow, residuals, norms, ends)
     for residual in residuals.values():
         yield from _joinings(search, residual.floor, residual.add, residual.branch)
@@ -95,7 +98,7 @@ def _joining(search: _Search, add: fx.Node, value: fx.Node, end: _End) -> Joinin
     width = fact(add).shape[-1]
     found = find_source(search.flow, add, end.entry, width) if end.entry else None
     norm = find_norm_behind(search.flow, add, search.norms)
-    return Joining(add, value, end.role, end.cross, found[0] if found else None, norm)
+    return Joining(add, value, end.role, end.cross, found[0] if found else None, norm, end.node)
 
 
 def _first_end(search: _Search, floor: int, value: fx.Node) -> _End | None:

@@ -1,5 +1,7 @@
 """Blocks are the innermost repeated modules, whatever they are called."""
 
+import pytest
+
 from peft_compiler.analysis.module_graph import ModuleFact
 from peft_compiler.analysis.roles.blocks import Block, find_blocks
 
@@ -78,3 +80,25 @@ def test_blocks_that_are_attributes_are_counted_in_order() -> None:
 
 def test_a_module_on_its_own_is_no_block() -> None:
     assert find_blocks(tree(model=("Model", [])), [""]).by_path == {}
+
+
+def in_lists(*lengths: int) -> dict[str, ModuleFact]:
+    positions = {f"list{i}": [str(place) for place in range(length)] for i, length in enumerate(lengths)}
+    stacks = {name: (COLLECTION, places) for name, places in positions.items()}
+    parts = {f"{name}__{place}": ("Part", []) for name, places in positions.items() for place in places}
+    return tree(model=("Model", list(stacks)), **stacks, **parts)
+
+
+def test_blocks_that_lie_spread_over_lists_are_counted_by_their_place_in_each() -> None:
+    blocks = find_blocks(in_lists(2, 2, 3), [""] * 4)
+    assert {path: (part.stack, part.position, part.is_whole) for path, part in blocks.by_path.items()} == {
+        "list0.0": ("", 0, False),
+        "list0.1": ("", 1, False),
+        "list1.0": ("", 0, False),
+        "list1.1": ("", 1, False),
+    }
+
+
+@pytest.mark.parametrize(("lengths", "joins"), [((2, 3), 4), ((2, 2), 1)])
+def test_lists_that_no_blocks_are_spread_over(lengths: tuple[int, ...], joins: int) -> None:
+    assert find_blocks(in_lists(*lengths), [""] * joins).by_path == {}
