@@ -11,7 +11,7 @@ from peft_compiler.errors import MergeError
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.lowering.lower import base_of
 from peft_compiler.methods import NoMerge, Wiring
-from peft_compiler.methods._weights import TRANSPOSED
+from peft_compiler.methods._weights import TRANSPOSED, as_matrix
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Place, Projection, Whole
 
@@ -131,7 +131,10 @@ def _names(place: Place) -> dict[str, str]:
 
 def _by_output(weight: Tensor, place: Place) -> Tensor:
     """Returns a view of `weight` laid out (out, in, ...), with the experts in front where there are any."""
-    return weight.mT if isinstance(place, Projection) and place.form in TRANSPOSED else weight
+    if not isinstance(place, Projection):
+        return weight
+    matrix = as_matrix(weight, place.form, place.axes)
+    return matrix.mT if place.form in TRANSPOSED else matrix
 
 
 def _put(host: nn.Module, name: str, tensor: Tensor) -> None:

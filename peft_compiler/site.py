@@ -95,6 +95,9 @@ class Projection:
         anchor: The op that applies the matrix, where it stands in the forward of a
             module that does more; None where the module is the projection and nothing else.
         bias: Name of the bias parameter, or None.
+        axes: How many of the last axes of what flows in, and of what flows out, are the features.
+            More than one where the weight has an axis for heads and one for their width: the
+            form is that of the matrix in which these are one axis.
     """
 
     weight: str
@@ -102,6 +105,7 @@ class Projection:
     rows: Rows | None = None
     anchor: Anchor | None = None
     bias: str | None = None
+    axes: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,8 @@ class Core:
         source: Where what the attention is applied to, from which its queries are made, can be had
             in the forward that holds the core, or None.
         source_width: Size of the last axis of that.
+        scores: The product of queries and keys, where the attention is spelt out.
+        context: The product of probabilities and values, likewise.
     """
 
     anchor: Anchor
@@ -173,6 +179,8 @@ class Core:
     values: Projector | None = None
     source: Source | None = None
     source_width: int = 0
+    scores: Anchor | None = None
+    context: Anchor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ def matrix_of_linear(flow: Dataflow, linear: Linear) -> Matrix | None:
     bias = _bias_name(flow, linear, path)
     anchor = None if _stands_alone(flow, linear.node, linear.data) else fact(linear.node).anchor
     rows = None if layout.rows is None else Rows.of(layout.rows, layout.width_out)
-    place = Projection(_name(flow.graph, layout.parameter, path), layout.form, rows, anchor, bias)
+    name = _name(flow.graph, layout.parameter, path)
+    place = Projection(name, layout.form, rows, anchor, bias, layout.axes)
     width_out = layout.width_out if rows is None else len(rows)
     return Matrix(path, place, fact(layout.parameter).shape, layout.width_in, width_out)
 

@@ -147,6 +147,8 @@ class Survey:
             learned_bias=has_learned_bias(self.flow, core),
             keys=self._projector(attention, Role.KEY, widths.key_heads * widths.key_width),
             values=self._projector(attention, Role.VALUE, widths.key_heads * widths.value_width),
+            scores=_anchor(attention.meeting.scores) if attention.meeting.scores else None,
+            context=_anchor(attention.meeting.context) if attention.meeting.scores else None,
         )
         width = widths.heads * widths.value_width
         width_in = max((matrix.width_in for matrix in self._matrices(attention, Role.VALUE)), default=width)
@@ -189,7 +191,12 @@ class Survey:
             return None
         place = matrices[0].place_of(projections[0].rows)
         found = matrices[0].width_out if place.rows is None else len(place.rows)
-        if place.anchor is not None or found != width or not matrices[0].path.startswith(inner):
+        if (
+            place.anchor is not None
+            or place.axes != (1, 1)
+            or found != width
+            or not matrices[0].path.startswith(inner)
+        ):
             return None
         return Projector(matrices[0].path.removeprefix(inner), place.rows)
 

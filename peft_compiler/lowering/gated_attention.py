@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from peft_compiler.lowering.extend_attention import add_after, core_node, scores_of_prompts, spelt_out
+from peft_compiler.lowering.extend_attention import add_after, core_node, scores_of_prompts
 from peft_compiler.lowering.prompted import (
     add_gated_attention,
     by_head,
@@ -16,6 +16,7 @@ from peft_compiler.lowering.prompted import (
     prompted_attention,
 )
 from peft_compiler.lowering.rows import take_rows
+from peft_compiler.lowering.spelt_out import spelt_out
 from peft_compiler.site import Core, Projector
 
 
@@ -31,11 +32,11 @@ def gate_attention(graph: Graph, core: Core, prompts: Node, gates: Node) -> None
     with graph.inserting_before(gates.next):
         pair: Any = tuple(_projected(graph, prompts, each, core) for each in (core.keys, core.values))
     if op.meta["anchor"].op == "softmax":
-        spelt = spelt_out(graph, op)
+        spelt = spelt_out(graph, op, core)
         with graph.inserting_before(op):
             _, scores = scores_of_prompts(graph, core, spelt, pair)
             probabilities = graph.call_function(gated_softmax, (scores, gates, core.heads))
-        add_after(graph, core, spelt.context, probabilities, pair)
+        add_after(graph, core, spelt, probabilities, pair)
     else:
         query = op.args[2 if op.target is prompted_attention else 0]
         with graph.inserting_after(op):

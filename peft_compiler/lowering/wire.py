@@ -15,6 +15,7 @@ from peft_compiler.lowering.anchored import anchored, taker_of, tensors_given
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_attention import core_node, extend_attention
 from peft_compiler.lowering.extend_input import exchange_input, join_input
+from peft_compiler.lowering.features import matrix, shaped_like, vectors_in, vectors_out
 from peft_compiler.lowering.gated_attention import gate_attention
 from peft_compiler.lowering.returned import first_of, with_first
 from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
@@ -23,7 +24,7 @@ from peft_compiler.plan import NAMESPACE
 from peft_compiler.site import Core, Edge, Input, Projection
 
 INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
-"""Which tensor operand of an op is the data, where it is not the first."""
+"""Which operand of an op is the data, where it is always the same; else, it is the one that is no weight."""
 
 
 def inserted_call(graph: Graph, edit: Edit, *args: Any) -> Node:
@@ -51,9 +52,10 @@ def wire_beside(graph: Graph, edit: Edit) -> None:
     assert isinstance(edit.place, Projection)
     data, output = _applied(graph, edit.place)
     with graph.inserting_before(output.next):
-        delta = inserted_call(graph, edit, data)
+        delta = inserted_call(graph, edit, vectors_in(graph, data, edit.place))
         if edit.place.rows is not None:
             delta = graph.call_function(on_rows, (delta, edit.place.rows.runs, edit.place.rows.total))
+        delta = shaped_like(graph, delta, output, edit.place)
         adapted = graph.call_function(operator.add, (output, delta))
     take_over(output, adapted)
 
@@ -67,7 +69,8 @@ def wire_on_weight(graph: Graph, edit: Edit) -> None:
     for read in reads:
         weight = current(read)
         with graph.inserting_before(weight.next):
-            adapted = inserted_call(graph, edit, weight)
+            adapted = inserted_call(graph, edit, matrix(graph, weight, edit.place))
+            adapted = shaped_like(graph, adapted, weight, edit.place)
         take_over(weight, adapted)
 
 
@@ -77,7 +80,8 @@ def wire_before(graph: Graph, edit: Edit) -> None:
     data, output = _applied(graph, edit.place)
     within = {output, *_ancestors_after(data, output)}
     with graph.inserting_before(min(user for user in data.users if user in within)):
-        adapted = inserted_call(graph, edit, data)
+        adapted = inserted_call(graph, edit, vectors_in(graph, data, edit.place))
+        adapted = shaped_like(graph, adapted, data, edit.place)
     data.replace_all_uses_with(adapted, delete_user_cb=within.__contains__, propagate_meta=False)
     adapted.meta.update({key: data.meta[key] for key in ("shape", "dtype") if key in data.meta})
     adapted.meta["applied_to"] = data
@@ -141,11 +145,13 @@ def _exchange(op: Node, old: Node, new: Node) -> None:
 def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
     _, output = _applied(graph, place)
     with graph.inserting_before(output.next):
+        vectors = vectors_out(graph, output, place)
         if place.rows is None:
-            adapted = inserted_call(graph, edit, output)
+            adapted = inserted_call(graph, edit, vectors)
         else:
-            rows = inserted_call(graph, edit, graph.call_function(take_rows, (output, place.rows.runs)))
-            adapted = graph.call_function(put_rows, (output, rows, place.rows.runs))
+            rows = inserted_call(graph, edit, graph.call_function(take_rows, (vectors, place.rows.runs)))
+            adapted = graph.call_function(put_rows, (vectors, rows, place.rows.runs))
+        adapted = shaped_like(graph, adapted, output, place)
     take_over(output, adapted)
 
 
@@ -236,7 +242,10 @@ def _applied(graph: Graph, place: Projection) -> tuple[Any, Node]:
         assert isinstance(output, Node)
         return next(node for node in graph.nodes if node.op == "placeholder"), output
     op = anchored(graph, place.anchor)
-    data = op.args[INPUT_OPERAND.get(place.anchor.op, 0)]
+    if place.anchor.op in INPUT_OPERAND:
+        data = op.args[INPUT_OPERAND[place.anchor.op]]
+    else:
+        data = next(operand for operand in _tensors(op) if not _reads(operand, place.weight))
     while isinstance(data, Node) and "applied_to" in data.meta:
         data = data.meta["applied_to"]
     return data, _with_bias(op, place.bias)

@@ -69,7 +69,15 @@ def matrix_of(site: Site, host: nn.Module) -> Tensor:
             f"{site.path}: its weight is quantised ({weight.dtype}), and has no values to start from: "
             "dequantise the base, or start at random values"
         )
-    return Narrowed(site).to(weight.device).rows_of(weight)
+    return Narrowed(site).to(weight.device).rows_of(as_matrix(weight, site.place.form, site.place.axes))
+
+
+def as_matrix(weight: Tensor, form: str, axes: tuple[int, int]) -> Tensor:
+    """Returns a view of a weight with the axes that its form says: heads and their width are one."""
+    if axes == (1, 1):
+        return weight
+    leading = axes[0] if form in TRANSPOSED else axes[1]
+    return weight.flatten(leading).flatten(0, leading - 1)
 
 
 def taken(values: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Meeting:
         key: The keys, likewise.
         value: The values that are averaged.
         context: The average.
+        scores: The product of queries and keys, where the attention is spelt out.
     """
 
     core: fx.Node
@@ -37,6 +38,7 @@ class Meeting:
     key: fx.Node
     value: fx.Node
     context: fx.Node
+    scores: fx.Node | None = None
 
     @property
     def operands(self) -> Mapping[Role, fx.Node]:
@@ -127,7 +129,7 @@ def _written_out(flow: Dataflow, softmax: fx.Node) -> Meeting | None:
     query, key = _query_and_key(flow, softmax, scores)
     product, weights = context
     left, right = flow.products[product]
-    return Meeting(softmax, query, key, right if weights is left else left, product)
+    return Meeting(softmax, query, key, right if weights is left else left, product, scores)
 
 
 def _scores(flow: Dataflow, softmax: fx.Node) -> fx.Node | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from peft_compiler.analysis.module_graph import ModuleFact, parent
 
+_NEVER_CALLED = frozenset({"ModuleList", "ModuleDict"})
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -82,7 +84,12 @@ def _upwards(path: str) -> tuple[str, ...]:
 def _innermost_block(
     chain: tuple[str, ...], modules: Mapping[str, ModuleFact], holders: set[str]
 ) -> str | None:
-    listed = [path for path in chain if modules[parent(path)].is_collection]
+    # A list of lists has no blocks: its lists have.
+    listed = [
+        path
+        for path in chain
+        if modules[parent(path)].is_collection and modules[path].type not in _NEVER_CALLED
+    ]
     repeated = [path for path in listed if _is_repeated(parent(path), modules, holders)]
     alone = [path for path in listed if len(modules[parent(path)].children) == 1]
     # Blocks that are attributes of a module: the outermost, for a block may hold two of a kind itself.

@@ -102,7 +102,8 @@ def _joining(search: _Search, add: fx.Node, value: fx.Node, end: _End) -> Joinin
 
 
 def _first_end(search: _Search, floor: int, value: fx.Node) -> _End | None:
-    found = behind(search.flow, value, floor)
+    # What an earlier sub-layer gave to the stream is no output of this one.
+    found = behind(search.flow, value, floor, lambda node: node not in search.residuals)
     ends = (node for node in (*found.linears, *found.stops) if node in search.ends)
     return next((search.ends[end] for end in ends if not _is_channel_first(search.flow, end, value)), None)
 

@@ -1,5 +1,6 @@
 """Which rows of a projection reach a value, and how a parameter is laid out where it is used."""
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ class RowProbe:
         axis = linear.feature_axis
         if not any(kind(node) in PARTS for node in found.passed):
             return None
+        if linear.axes[1] > 1:
+            return ()  # features in several axes have no one index to follow
         region = with_destinations(found.passed)
         key = (shape, axis, _signature(linear.node, target, region))
         if key not in self._known:
@@ -91,6 +94,7 @@ class Layout:
         width_in: Features in.
         width_out: Features out, of all rows.
         rows: The rows of the parameter that this op uses, or None for all.
+        axes: As in `Projection.axes`.
     """
 
     parameter: fx.Node
@@ -98,6 +102,7 @@ class Layout:
     width_in: int
     width_out: int
     rows: tuple[int, ...] | None
+    axes: tuple[int, int] = (1, 1)
 
 
 def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
@@ -111,6 +116,8 @@ def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
         return None
     if kind(linear.node) in CONVOLUTIONS:
         return _convolution(linear, parameter) if not region else None
+    if max(linear.axes) > 1:
+        return _by_heads(linear, parameter, region)
     shape = fact(parameter).shape
     out_axis = _out_axis(linear)
     if len(shape) not in _FORMS or out_axis is None:
@@ -185,11 +192,26 @@ def _out_axis(linear: Linear) -> int | None:
     return dimensions - 2 if linear.weight_first else dimensions - 1
 
 
-def _einsum_out_axis(linear: Linear) -> int | None:
-    equation = linear.node.args[0]
-    if not isinstance(equation, str) or "->" not in equation:
+def _by_heads(linear: Linear, parameter: fx.Node, region: list[fx.Node]) -> Layout | None:
+    """Returns how an einsum uses a parameter with several axes of features: all of it, matched in order."""
+    assert linear.letters is not None
+    data, weight, out = linear.letters
+    summed = "".join(letter for letter in weight if letter not in out)
+    new = "".join(letter for letter in weight if letter not in data)
+    in_order = data.endswith(summed) and out.endswith(new) and all(kind(node) in CASTS for node in region)
+    form = {new + summed: "linear", summed + new: "transposed"}.get(weight)
+    if form is None or not in_order:
         return None
-    terms, out = equation.replace(" ", "").split("->")
-    data, weight = terms.split(",")[:: -1 if linear.weight_first else 1]
+    sizes = dict(zip(weight, fact(parameter).shape, strict=True))
+    width_in, width_out = (math.prod(sizes[letter] for letter in letters) for letters in (summed, new))
+    return Layout(parameter, form, width_in, width_out, None, (len(summed), len(new)))
+
+
+def _einsum_out_axis(linear: Linear) -> int | None:
+    if linear.letters is None:
+        return None
+    data, weight, out = linear.letters
     new = [axis for axis, letter in enumerate(weight) if letter in out and letter not in data]
-    return new[0] if len(new) == 1 and out.endswith(weight[new[0]]) else None
+    summed = "".join(letter for letter in weight if letter in data and letter not in out)
+    is_last = len(new) == 1 and out.endswith(weight[new[0]]) and data.endswith(summed)
+    return new[0] if is_last else None

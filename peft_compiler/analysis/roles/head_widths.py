@@ -42,7 +42,7 @@ def _counted(attention: Attention, role: Role, width: int) -> int | None:
     if len(projections) != 1 or projections[0].rows == ():
         return None
     linear, rows = projections[0].linear, projections[0].rows
-    features = fact(linear.node).shape[linear.feature_axis] if rows is None else len(rows)
+    features = linear.width_out if rows is None else len(rows)
     return features // width if features % width == 0 else None
 
 

@@ -1,5 +1,6 @@
 """Which contractions apply a weight to an activation, and which multiply two activations."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,33 @@ class Linear:
         if kind(self.node) in _WEIGHT_IS_SECOND or not self.weight_first:
             return dimensions - 1
         return dimensions - 2
+
+    @property
+    def letters(self) -> tuple[str, str, str] | None:
+        """The letters of data, weight and output where the op is an einsum, else None."""
+        equation = self.node.args[0] if kind(self.node) == "einsum" else None
+        if not isinstance(equation, str) or "->" not in equation or "." in equation:
+            return None
+        terms, out = equation.replace(" ", "").split("->")
+        data, weight = terms.split(",")[:: -1 if self.weight_first else 1]
+        return data, weight, out
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """How many axes of the data, and of the output, are the features."""
+        if self.letters is None:
+            return 1, 1
+        data, weight, out = self.letters
+        summed = sum(letter in data and letter not in out for letter in weight)
+        new = sum(letter in out and letter not in data for letter in weight)
+        return max(summed, 1), max(new, 1)
+
+    @property
+    def width_out(self) -> int:
+        """How many features the output has."""
+        if self.axes[1] > 1:
+            return math.prod(fact(self.node).shape[-self.axes[1] :])
+        return fact(self.node).shape[self.feature_axis]
 
 
 @dataclass(frozen=True)
