@@ -56,7 +56,7 @@ class SpeltOut:
     context: Contraction
 
     def queries(self, graph: Graph) -> Node:
-        """Returns the queries as (batch, heads, queries, key_width), the first two axes as one in a product."""
+        """Returns the queries, (batch, heads, queries, key_width); in a product the first two may be one."""
         if self.scores.letters is None:
             return self.scores.left
         left, right, out = self.scores.letters

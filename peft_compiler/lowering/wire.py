@@ -245,7 +245,7 @@ def _applied(graph: Graph, place: Projection) -> tuple[Any, Node]:
     if place.anchor.op in INPUT_OPERAND:
         data = op.args[INPUT_OPERAND[place.anchor.op]]
     else:
-        data = next(operand for operand in _tensors(op) if not _reads(operand, place.weight))
+        data = next(operand for operand in tensors_given(op) if not _reads(operand, place.weight))
     while isinstance(data, Node) and "applied_to" in data.meta:
         data = data.meta["applied_to"]
     return data, _with_bias(op, place.bias)

@@ -17,7 +17,11 @@ from tests import zoo
 from tests.methods.peft_oracle import by_peft
 
 LENGTH = 3
-ATTENTION = {"gpt2": "transformer.h.{}.attn", "llama": "model.layers.{}.self_attn", "mistral": "model.layers.{}.self_attn"}
+ATTENTION = {
+    "gpt2": "transformer.h.{}.attn",
+    "llama": "model.layers.{}.self_attn",
+    "mistral": "model.layers.{}.self_attn",
+}
 
 
 def base_of(name: str) -> nn.Module:
