@@ -24,7 +24,12 @@ Source = Spec | Mapping[str, Any] | Path | str
 
 
 def compile(
-    model: nn.Module, spec: Source, example_inputs: Any = None, seed: int = 0, tokenizer: Any = None
+    model: nn.Module,
+    spec: Source,
+    example_inputs: Any = None,
+    seed: int = 0,
+    tokenizer: Any = None,
+    shared_with: nn.Module | None = None,
 ) -> nn.Module:
     """Returns `model` rewritten by `spec`, with everything but the inserted parameters frozen.
 
@@ -38,15 +43,18 @@ def compile(
         example_inputs: What its forward takes: a dict, a tuple or a tensor. Derived when left out.
         seed: Decides the initial values, with each insertion's path.
         tokenizer: Reads the texts in the spec, if it holds any: has `encode` as those of transformers do.
+        shared_with: A compiled model on the same backbone, with insertions at the same places: what
+            the rules insert has its very parameters, and a step of training on either moves both.
+            What is named in `train`, such as a head, stays each model's own.
 
     Raises:
         SpecError: If `spec` is not one.
         CaptureError: If the model cannot be run once.
         PlanError: If the spec does not fit the model; every reason is listed.
-        LoweringError: If a place cannot be rewritten.
+        LoweringError: If a place cannot be rewritten, or an insertion cannot be shared.
     """
     graph, planned = _planned(model, spec, example_inputs, tokenizer)
-    return lower(model, planned, seed, _by_keyword(model, graph))
+    return lower(model, planned, seed, _by_keyword(model, graph), shared_with)
 
 
 def plan(model: nn.Module, spec: Source, example_inputs: Any = None, tokenizer: Any = None) -> Plan:

@@ -104,6 +104,11 @@ class Plan:
         return sum(insertion.parameters for insertion in self.insertions) + self.shared
 
     @property
+    def of_rules(self) -> tuple[Insertion, ...]:
+        """The insertions that rules asked for; the others train parts of the base as copies."""
+        return tuple(insertion for insertion in self.insertions if insertion.rule < len(self.spec.rules))
+
+    @property
     def settled(self) -> "Plan":
         """What is left once training is over: what is saved."""
         kept = (replace(insertion, method=insertion.method.settled()) for insertion in self.insertions)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from peft_compiler.compiling import compile
+from peft_compiler.digests import digest
 from peft_compiler.errors import InterchangeError
 from peft_compiler.interchange.fingerprint import Fingerprint
 from peft_compiler.interchange.manifest import MANIFEST, TENSORS, Manifest
@@ -49,7 +50,9 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
         return self.data_offsets[1] - self.data_offsets[0]
 
 
-def load(model: nn.Module, folder: str | Path, example_inputs: Any = None) -> nn.Module:
+def load(
+    model: nn.Module, folder: str | Path, example_inputs: Any = None, shared_with: nn.Module | None = None
+) -> nn.Module:
     """Returns `model` compiled as the saved model was, with the saved parameters.
 
     `model` stays as it was. The files are checked in full before anything is read into memory.
@@ -58,9 +61,13 @@ def load(model: nn.Module, folder: str | Path, example_inputs: Any = None) -> nn
         model: The base that the adapter was trained on.
         folder: What `save` wrote.
         example_inputs: As for `compile`.
+        shared_with: As for `compile`: a model loaded from what was saved of the one that this one
+            shared its insertions with, in the same state.
 
     Raises:
-        InterchangeError: If the folder is no adapter, or not one of this base; every reason is listed.
+        InterchangeError: If the folder is no adapter, not one of this base, or what is to be shared
+            was saved with other values; every reason is listed.
+        LoweringError: If an insertion cannot be shared.
     """
     folder = Path(folder)
     manifest = read_manifest(folder / MANIFEST)
@@ -68,7 +75,7 @@ def load(model: nn.Module, folder: str | Path, example_inputs: Any = None) -> nn
     differences = [*manifest.base.differences(Fingerprint.of(model, {}))]
     if differences:
         raise InterchangeError(f"{folder}: the adapter does not belong to this base", differences)
-    tuned = compile(model, manifest.spec, example_inputs, manifest.seed)
+    tuned = compile(model, manifest.spec, example_inputs, manifest.seed, shared_with=shared_with)
     problems = [*_misfits(tuned, manifest), *_mismatches(inserted_state(tuned), header)]
     if problems:
         raise InterchangeError(f"{folder}: the adapter does not fit this base", problems)
@@ -76,10 +83,31 @@ def load(model: nn.Module, folder: str | Path, example_inputs: Any = None) -> nn
         saved = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise InterchangeError(f"{folder / TENSORS}: not readable", [str(error)]) from error
+    state = inserted_state(tuned)
+    shared = _shared_names(tuned, shared_with)
+    changed = [name for name in sorted(shared) if _differ(saved[name], state[name])]
+    if changed:
+        raise InterchangeError(
+            f"{folder}: the adapter was saved in another state than that of the model to share with",
+            [f"{name} has other values there: load both from what was saved together" for name in changed],
+        )
     with torch.no_grad():
-        for name, tensor in inserted_state(tuned).items():
-            tensor.copy_(saved[name])
+        for name in state.keys() - shared:
+            state[name].copy_(saved[name])
     return tuned
+
+
+def _shared_names(tuned: nn.Module, other: nn.Module | None) -> set[str]:
+    """Returns the names of inserted tensors that are those of another compiled model."""
+    if other is None:
+        return set()
+    theirs = {id(tensor) for tensor in other.state_dict(keep_vars=True).values()}
+    ours = tuned.state_dict(keep_vars=True)
+    return {name for name in inserted_state(tuned) if id(ours[name]) in theirs}
+
+
+def _differ(saved: Tensor, tensor: Tensor) -> bool:
+    return not tensor.is_meta and digest(saved) != digest(tensor)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -17,6 +17,7 @@ from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.observing import observe
 from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
+from peft_compiler.lowering.sharing import share, sharing_problems
 from peft_compiler.lowering.signature import nearest_config
 from peft_compiler.lowering.snapshots import evaluated
 from peft_compiler.methods import Wiring
@@ -25,24 +26,35 @@ from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
 from peft_compiler.site import Projection, Site
 
 
-def lower(model: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> nn.Module:
+def lower(
+    model: nn.Module,
+    plan: Plan,
+    seed: int,
+    example_inputs: Mapping[str, Any],
+    shared_with: nn.Module | None = None,
+) -> nn.Module:
     """Returns a model that shares the weights of `model` and holds the insertions of `plan`.
 
     Only the inserted parameters require gradients. Each insertion draws from a generator of
     its own, seeded by `seed` and its path, so another rule changes none of its initial values.
+    With a compiled model to share with, what rules insert has that one's parameters instead.
 
     Raises:
-        LoweringError: If a weight is quantised that would be mapped, or a place cannot be rewritten.
+        LoweringError: If a weight is quantised that would be mapped, a place cannot be rewritten,
+            or an insertion cannot be shared.
     """
+    digests = digests_of(model)
     problems = [*_unmappable(model, plan)]
+    if shared_with is not None:
+        problems += sharing_problems(model, plan, digests, shared_with)
     if problems:
         raise LoweringError("the plan cannot be lowered", problems)
     compiled = shared_copy(model)
-    _insert(compiled, plan, seed, example_inputs)
+    _insert(compiled, plan, seed, example_inputs, shared_with)
     _rewrite_fused_ancestors(compiled)
     _rewrite_root(compiled)
     freeze_statistics(compiled)
-    compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests_of(model))
+    compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests)
     _check_count(compiled, plan)
     warm_up(compiled)
     return compiled
@@ -103,7 +115,13 @@ def _unmappable(model: nn.Module, plan: Plan) -> Iterator[str]:
                 )
 
 
-def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[str, Any]) -> None:
+def _insert(
+    compiled: nn.Module,
+    plan: Plan,
+    seed: int,
+    example_inputs: Mapping[str, Any],
+    shared_with: nn.Module | None,
+) -> None:
     """Builds every insertion from the plain model, then puts all in and rewrites what they join."""
     built: dict[str, nn.ModuleDict] = {}
     edits: dict[str, list[Edit]] = {}
@@ -123,6 +141,8 @@ def _insert(compiled: nn.Module, plan: Plan, seed: int, example_inputs: Mapping[
         for path, edit in edits_of(insertions, compiled.get_submodule(site.path)):
             edits.setdefault(path, []).append(edit)
     _start_at_words(compiled, plan, built, example_inputs)
+    if shared_with is not None:
+        share(built, plan, shared_with)
     for path, inserted in built.items():
         host = compiled.get_submodule(path)
         if hasattr(host, NAMESPACE):

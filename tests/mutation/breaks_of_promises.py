@@ -101,4 +101,18 @@ PROMISES = (
         "return tuned",
         f"{VERIFY}::test_every_promise_is_kept_after_training_and_nothing_changes",
     ),
+    Mutant(
+        "a folder of another state does not overwrite what is shared",
+        "interchange/load.py",
+        "    if changed:",
+        "    if len(changed) < 0:",
+        "lowering/test_sharing.py::test_a_folder_of_another_state_changes_nothing",
+    ),
+    Mutant(
+        "an optimiser gets each shared parameter once",
+        "optimising.py",
+        "every = dict.fromkeys(parameter for model in models for parameter in model.parameters())",
+        "every = [parameter for model in models for parameter in model.parameters()]",
+        "lowering/test_sharing.py::test_one_optimiser_gets_each_parameter_once",
+    ),
 )

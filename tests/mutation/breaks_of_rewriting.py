@@ -110,4 +110,18 @@ REWRITING = (
         "found > 9 and any(",
         "analysis/roles/test_batches.py::test_a_flattened_batch_is_no_proof",
     ),
+    Mutant(
+        "shared insertions have one and the same parameters",
+        "lowering/sharing.py",
+        "setattr(module, name, tensor)",
+        "setattr(module, name, type(tensor)(tensor.detach()))",
+        "lowering/test_sharing.py::test_what_rules_insert_is_one_and_heads_are_two",
+    ),
+    Mutant(
+        "insertions are shared on equal weights of the base only",
+        "lowering/sharing.py",
+        "if here.get(name) != there.get(name)]",
+        "if name not in here]",
+        "lowering/test_sharing.py::test_every_reason_is_listed",
+    ),
 )
