@@ -79,7 +79,12 @@ def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]
 
 def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any) -> tuple[ModuleGraph, Plan]:
     read = read_spec(spec)
-    read = read if tokenizer is None else read.tokenized(tokenizer)
+    if tokenizer is not None:
+        # A text can be encoded too, into bytes: the name of a tokenizer is none.
+        if isinstance(tokenizer, str) or not callable(getattr(tokenizer, "encode", None)):
+            kind = type(tokenizer).__name__
+            raise PlanError(f"the tokenizer is of type {kind}, expected an object that can `encode` a text")
+        read = read.tokenized(tokenizer)
     if is_compiled(model):
         raise PlanError(
             f"this {type(model).__name__} is compiled already; "

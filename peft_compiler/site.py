@@ -207,7 +207,6 @@ class Input:
     Attributes:
         table: Name of the parameter that holds the embeddings, within the module at the site's path.
         argument: What that module's forward calls the token ids.
-        positions: Positions that the model has, where it looks them up in a table.
         anchor: The op that looks the tokens up, where it stands in the forward of that very
             module; None where a module of its own does nothing else.
         states: Path of the module that returns the tower's states, one for each position.
@@ -216,7 +215,6 @@ class Input:
 
     table: str
     argument: str
-    positions: int | None
     anchor: Anchor | None
     states: str
     readers: tuple[str, ...] = ()
@@ -246,6 +244,7 @@ class Site:
         batch_axis: Which axis of what flows in (a core: of what its attention is applied to) counts
             the examples, where the others before the last count positions; None where the run
             does not tell.
+        positions: Positions of the longest input that reaches it, where its tower looks them up in a table.
     """
 
     role: Role
@@ -261,6 +260,7 @@ class Site:
     evidence: tuple[str, ...] = ()
     number: int = 0
     batch_axis: int | None = None
+    positions: int | None = None
 
     @property
     def rows(self) -> Rows | None:

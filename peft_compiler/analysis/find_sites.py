@@ -10,12 +10,12 @@ from torch import nn
 from peft_compiler.analysis.capture import capture
 from peft_compiler.analysis.module_graph import ModuleGraph, fact
 from peft_compiler.analysis.roles.attention import find_attentions
-from peft_compiler.analysis.roles.blocks import find_blocks
+from peft_compiler.analysis.roles.blocks import Blocks, find_blocks
 from peft_compiler.analysis.roles.edges import find_joinings
 from peft_compiler.analysis.roles.embeddings_and_heads import find_heads, find_lookups
 from peft_compiler.analysis.roles.feed_forward import find_branches
 from peft_compiler.analysis.roles.fused_rows import RowProbe
-from peft_compiler.analysis.roles.inputs import find_entrances
+from peft_compiler.analysis.roles.inputs import Entrance, find_entrances
 from peft_compiler.analysis.roles.linears import find_dataflow
 from peft_compiler.analysis.roles.norms import find_norms
 from peft_compiler.analysis.roles.residuals import find_residuals
@@ -79,7 +79,7 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
         ),
         *survey.of_blocks(),
     ]
-    return tuple(_numbered(_united(found)))
+    return tuple(_numbered(_with_positions(_united(found), blocks, entrances)))
 
 
 def _united(found: Iterable[Found]) -> list[Site]:
@@ -104,6 +104,16 @@ def _joint(site: Site, other: Site) -> Site:
         rows = Rows.of(sorted({*site.rows.indices, *other.rows.indices}), site.rows.total)
     width = max(site.width_out, other.width_out) if rows is None else len(rows)
     return replace(site, place=replace(site.place, rows=rows), width_out=width)
+
+
+def _with_positions(sites: Iterable[Site], blocks: Blocks, entrances: Iterable[Entrance]) -> Iterator[Site]:
+    """Yields the sites, those within a stack of blocks with the positions of what flows into it."""
+    positions = {entrance.stack: entrance.positions for entrance in entrances}
+    for site in sites:
+        block = blocks.holding(site.path)
+        # The keys of a cross-attention have the positions of another tower.
+        within = block is not None and site.positions is None and not site.cross
+        yield replace(site, positions=positions.get(block.stack)) if within else site
 
 
 def _numbered(sites: Iterable[Site]) -> Iterator[Site]:

@@ -60,7 +60,6 @@ class Survey:
             table=tables[0].removeprefix(prefix),
             # Below the root, only transformers' own name for it is known.
             argument="input_ids" if path else lookup.source,
-            positions=entrance.positions,
             anchor=fact(lookup.node).anchor if fact(lookup.node).module == path else None,
             states=entrance.states,
             readers=entrance.readers,
@@ -69,7 +68,7 @@ class Survey:
         evidence = f"{kind(lookup.node)} {self._where(lookup.node)} → the first block in {entrance.stack}"
         found = self._found(Role.INPUT, lookup.node, place, widths, (evidence,), path=path)
         tower = self.towers.towers.get(entrance.stack)
-        yield Found(found.order, replace(found.site, layer=None, tower=tower))
+        yield Found(found.order, replace(found.site, layer=None, tower=tower, positions=entrance.positions))
 
     def of_linear(self, role: Role, linear: Linear, evidence: str) -> Iterator[Found]:
         """Yields the site of a whole linear; nothing where its weight is no parameter."""

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from torch import Tensor, nn
 
 from peft_compiler.errors import MethodError
@@ -103,6 +103,20 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
             raise MethodError(
                 f"{cls.__name__} stands by default at {', '.join(strangers)}, where it cannot attach"
             )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_no_truth_for_a_number(cls, settings: Any) -> Any:
+        # Or pydantic would take true for 1.
+        for name, field in cls.model_fields.items() if isinstance(settings, Mapping) else ():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            if isinstance(settings.get(name), bool) and bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"'{name}' is {settings[name]}, expected a number")
+        return settings
+
+    def positions_taken(self) -> int:
+        """How many positions of the input an insertion takes from the tokens."""
+        return 0
 
     def at(self, site: Site) -> Self:
         """Returns this method with every field that depends on the site filled in."""

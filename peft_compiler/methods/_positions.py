@@ -1,11 +1,21 @@
 """Which positions of a sequence an intervention changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
+
+from peft_compiler.site import Site
+
+
+def more_than_any_input(first: int | None, last: int | None, site: Site) -> Iterator[str]:
+    """Yields why so many positions at both ends cannot be chosen."""
+    chosen = (first or 0) + (last or 0)
+    if site.positions is not None and chosen > site.positions:
+        given = " and ".join(f"{name}={value}" for name, value in (("first", first), ("last", last)) if value)
+        yield f"{given} is beyond the {site.positions} positions of the longest input; take less"
 
 
 class Positions(nn.Module):

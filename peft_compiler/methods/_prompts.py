@@ -1,7 +1,7 @@
 """Trained keys and values of one attention, as they are or as an MLP gives them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,12 @@ def width_of(site: Site) -> int:
     """Returns how many numbers the keys and values of an attention are at one position."""
     core = core_of(site)
     return core.key_heads * (core.key_width + core.value_width)
+
+
+def longer_than_any_input(length: int, site: Site) -> Iterator[str]:
+    """Yields why there cannot be so many prompts at one attention."""
+    if site.positions is not None and length > site.positions:
+        yield f"length={length} is beyond the {site.positions} positions of the longest input; take less"
 
 
 def with_words(settings: Any, *kinds: str) -> Any:

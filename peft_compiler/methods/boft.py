@@ -47,6 +47,10 @@ class BOFT(Method, frozen=True):
         yield from super().problems(site)
         if site.role not in self.attaches:
             return
+        limit = fan_in_of(site).bit_length()
+        if self.factors > limit:
+            yield f"factors={self.factors} mix more than the {fan_in_of(site)} inputs of a row: take less"
+            return
         mixed = self.block_size * 2 ** (self.factors - 1)
         if fan_in_of(site) % mixed:
             yield (

@@ -64,6 +64,9 @@ class Compacter(Method, frozen=True):
         for what, size in (("the place", site.width_out), ("the narrow layer", m)):
             if size % self.n:
                 yield f"n={self.n} does not divide the {size} features of {what}; take a divisor of both"
+        limit = min(site.width_out, m) // self.n
+        if limit and self.rank > limit:
+            yield f"rank={self.rank} exceeds that of the factors, {limit}; take less"
 
     @override
     def parameter_count(self, site: Site) -> int:

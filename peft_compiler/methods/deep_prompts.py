@@ -14,7 +14,15 @@ from torch import nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._prompts import MLP_WIDTH, Prompts, Reparametrised, Trunk, mlp_counts, width_of
+from peft_compiler.methods._prompts import (
+    MLP_WIDTH,
+    Prompts,
+    Reparametrised,
+    Trunk,
+    longer_than_any_input,
+    mlp_counts,
+    width_of,
+)
 from peft_compiler.site import Role, Site
 
 
@@ -59,6 +67,9 @@ class DeepPrompts(Method, frozen=True):
         yield from super().problems(site)
         if self.width is not None and not self.reparametrised:
             yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
+        if self.scale != 1 and self.reparametrised:
+            yield f"scale={self.scale} is that of prompts which no MLP gives; leave it out"
+        yield from longer_than_any_input(self.length, site)
 
     @override
     def parameter_count(self, site: Site) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._prompts import core_of
+from peft_compiler.methods._prompts import core_of, longer_than_any_input
 from peft_compiler.site import Role, Site
 
 
@@ -47,6 +47,7 @@ class LLaMAAdapter(Method, frozen=True):
         core = core_of(site)
         if core.keys is None or core.values is None:
             yield "its keys and values are not each given by one projection: take deep prompts instead"
+        yield from longer_than_any_input(self.length, site)
 
     @override
     def parameter_count(self, site: Site) -> int:

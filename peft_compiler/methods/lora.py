@@ -114,6 +114,8 @@ class LoRA(Method, frozen=True):
             yield f"dropout={self.dropout} has no input to act on: the weight {what}; take dropout=0"
         if self.bias and (site.place.bias is None or site.experts is not None):
             yield "bias=true has nothing to train: the projection adds no bias of its own; take bias=false"
+        if self.init == "kaiming" and form == "embedding" and not self.freeze_a:
+            yield "init=kaiming draws A, which of an embedding starts at zero, and B at random; leave it out"
         if self.init in ("pissa", "olora") and groups > 1:
             yield (
                 f"init={self.init} factors one matrix: the convolution has one for each of {groups} groups "

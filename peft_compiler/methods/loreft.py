@@ -16,7 +16,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._positions import Positions
+from peft_compiler.methods._positions import Positions, more_than_any_input
 from peft_compiler.site import Role, Site
 
 
@@ -49,6 +49,7 @@ class LoReFT(Method, frozen=True):
         yield from super().problems(site)
         if self.r > site.width_out:
             yield f"r={self.r} is no subspace: the place is {site.width_out} wide; take less"
+        yield from more_than_any_input(self.first, self.last, site)
 
     @override
     def decodes_in_steps(self) -> bool:

@@ -21,13 +21,14 @@ from typing_extensions import override
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._prompts import linear
 from peft_compiler.methods.prompt import PromptEmbeddings
-from peft_compiler.site import Input, Role, Site
+from peft_compiler.site import Role, Site
 
 PSEUDO = "[P]"
 """What stands for one pseudo token in a template."""
 TEXT = re.compile(r"\{(\w+)\}")
 """What stands for a text in a template."""
 DEFAULT_LENGTH = 6
+DEFAULT_LAYERS = 2
 LSTM_WEIGHTS = 4
 """Gates of an LSTM: input, forget, cell, output."""
 
@@ -65,12 +66,22 @@ class PTuning(Method, frozen=True):
         description="Units of the LSTM in each direction, or of the MLP; half of the embeddings' width "
         "if not given.",
     )
-    layers: int = Field(default=2, gt=0, description="Layers of the LSTM.")
+    layers: int | None = Field(default=None, gt=0, description="Layers of the LSTM; 2 if not given.")
 
     @model_validator(mode="after")
     def _has_pseudo_tokens(self) -> Self:
         if self.template is not None and PSEUDO not in self.template:
             raise ValueError(f"found no {PSEUDO} in the template; expected one for each pseudo token")
+        if any(brace in TEXT.sub("", self.template or "") for brace in "{}"):
+            raise ValueError("found a brace in the template that is not of a text; write its name as {name}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_settings_are_of(self) -> Self:
+        if self.width is not None and self.encoder == "none":
+            raise ValueError(f"found width={self.width}, which is that of an encoder; leave it out")
+        if self.layers is not None and self.encoder != "lstm":
+            raise ValueError(f"found layers={self.layers}, which are those of an LSTM; leave them out")
         return self
 
     @property
@@ -88,7 +99,8 @@ class PTuning(Method, frozen=True):
     @override
     def at(self, site: Site) -> Self:
         width = None if self.encoder == "none" else self._units(site)
-        return self.model_copy(update={"length": self.pseudo_tokens, "width": width})
+        layers = self._layers if self.encoder == "lstm" else None
+        return self.model_copy(update={"length": self.pseudo_tokens, "width": width, "layers": layers})
 
     @override
     def learns_from_any_input(self) -> bool:
@@ -105,9 +117,12 @@ class PTuning(Method, frozen=True):
         if self.template is not None and length != self.template.count(PSEUDO):
             found = self.template.count(PSEUDO)
             yield f"length={length} is not that of the template, which has {found} {PSEUDO}; leave it out"
-        positions = site.place.positions if isinstance(site.place, Input) else None
-        if positions is not None and length >= positions:
-            yield f"length={length} leaves no room for tokens: the model has {positions} positions"
+        if site.positions is not None and length >= site.positions:
+            yield f"length={length} leaves no room for tokens: the model has {site.positions} positions"
+
+    @override
+    def positions_taken(self) -> int:
+        return self.pseudo_tokens if self.template is None else 0  # else they are in the input
 
     @override
     def parameter_count(self, site: Site) -> int:
@@ -120,7 +135,7 @@ class PTuning(Method, frozen=True):
             case "lstm":
                 # Each direction: weights for input and state and two biases, for four gates.
                 first = 2 * LSTM_WEIGHTS * w * (d + w + 2)
-                others = (self.layers - 1) * 2 * LSTM_WEIGHTS * w * (2 * w + w + 2)
+                others = (self._layers - 1) * 2 * LSTM_WEIGHTS * w * (2 * w + w + 2)
                 return n * d + first + others + (2 * w + 1) * 2 * w + (2 * w + 1) * d
 
     @override
@@ -135,12 +150,12 @@ class PTuning(Method, frozen=True):
             case "mlp":
                 return PromptEncoder(embeddings, None, _mlp((d, w, w, d), generator))
             case "lstm":
-                lstm = _lstm(d, w, self.layers, generator)
+                lstm = _lstm(d, w, self._layers, generator)
                 return PromptEncoder(embeddings, lstm, _mlp((2 * w, 2 * w, d), generator))
 
     @override
     def settled(self) -> Self:
-        return self.model_copy(update={"encoder": "none", "width": None, "layers": 2})
+        return self.model_copy(update={"encoder": "none", "width": None, "layers": None})
 
     @override
     def settle(self, module: nn.Module) -> nn.Module:
@@ -164,6 +179,10 @@ class PTuning(Method, frozen=True):
             filled = TEXT.sub(lambda name: texts[name[1]], piece).rstrip()
             ids += tokenizer.encode(filled, add_special_tokens=False) if filled else []
         return ids
+
+    @property
+    def _layers(self) -> int:
+        return self.layers if self.layers is not None else DEFAULT_LAYERS
 
     def _units(self, site: Site) -> int:
         return self.width if self.width is not None else max(1, site.width_out // 2)

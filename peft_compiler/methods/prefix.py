@@ -8,7 +8,7 @@ examples, P starts as the keys and values that the base computes for real words.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -21,6 +21,7 @@ from peft_compiler.methods._prompts import (
     Prompts,
     Reparametrised,
     Trunk,
+    longer_than_any_input,
     mlp_counts,
     width_of,
     with_words,
@@ -67,8 +68,8 @@ class Prefix(Method, frozen=True):
         min_length=1,
         description="Words whose keys and values in the base the prefix starts as.",
     )
-    tokens: tuple[int, ...] | None = Field(
-        default=None, min_length=1, description="Token ids of the text, as the tokenizer given gave them."
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="Token ids of the text, as the tokenizer given gave them."
     )
 
     @model_validator(mode="before")
@@ -93,13 +94,16 @@ class Prefix(Method, frozen=True):
         yield from super().problems(site)
         if self.text is not None and self.tokens is None:
             yield "its text cannot be read without a tokenizer; pass one: compile(..., tokenizer=...)"
-        if self.tokens is not None and len(self.tokens) != self._length:
+        if self.tokens == ():
+            yield f"the tokenizer splits the text '{self.text}' into nothing; choose other words"
+        elif self.tokens is not None and len(self.tokens) != self._length:
             found = len(self.tokens)
             yield f"length={self._length} is not that of the text, which has {found} tokens; leave it out"
         if self.width is not None and not self.reparametrised:
             yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
         if self.tokens is not None and self.reparametrised and self._width < self._length:
             yield f"width={self._width} is too narrow for the MLP to give {self._length} positions; take more"
+        yield from longer_than_any_input(self._length, site)
 
     @override
     def parameter_count(self, site: Site) -> int:

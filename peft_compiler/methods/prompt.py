@@ -61,7 +61,7 @@ class Prompt(Method, frozen=True):
         min_length=1,
         description="Names of the classes: each starts one position, as the mean of its tokens' embeddings.",
     )
-    tokens: tuple[tuple[int, ...], ...] | None = Field(
+    tokens: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = Field(
         default=None, description="Token ids of the text or the labels, as the tokenizer given gave them."
     )
 
@@ -85,6 +85,8 @@ class Prompt(Method, frozen=True):
     def _has_one_beginning(self) -> Self:
         if self.text is not None and self.labels is not None:
             raise ValueError("found both text and labels; expected one beginning of the prompt")
+        if self.labels is not None and self.tokens is not None and len(self.labels) != len(self.tokens):
+            raise ValueError(f"found token ids of {len(self.tokens)} labels, expected {len(self.labels)}")
         return self
 
     @override
@@ -105,12 +107,14 @@ class Prompt(Method, frozen=True):
     @override
     def problems(self, site: Site) -> Iterator[str]:
         yield from super().problems(site)
-        words = "text" if self.text is not None else "labels"
+        words = "text" if self.labels is None else "labels"
         if self.tokens is None and (self.text is not None or self.labels is not None):
             yield f"its {words} cannot be read without a tokenizer; pass one: compile(..., tokenizer=...)"
         for word, tokens in zip(self.labels or (self.text,), self.tokens or (), strict=False):
             if not tokens:
                 yield f"the tokenizer splits the label '{word}' into nothing; choose another word"
+        if self.tokens == ():
+            yield f"the tokenizer splits the text '{self.text}' into nothing; choose other words"
         strange = [token for tokens in self.tokens or () for token in tokens if token >= site.width_in]
         if strange:
             yield (
@@ -121,9 +125,12 @@ class Prompt(Method, frozen=True):
             yield f"answer={self.answer} is that of an ensemble: write how many prompts it has, ensemble=5"
         if self.tokens is not None and len(self.tokens) > self._length:
             yield f"length={self._length} is too short for {len(self.tokens)} {words}; take more"
-        positions = site.place.positions if isinstance(site.place, Input) else None
-        if positions is not None and self._length >= positions:
-            yield f"length={self._length} leaves no room for tokens: the model has {positions} positions"
+        if site.positions is not None and self._length >= site.positions:
+            yield f"length={self._length} leaves no room for tokens: the model has {site.positions} positions"
+
+    @override
+    def positions_taken(self) -> int:
+        return self._length
 
     @override
     def parameter_count(self, site: Site) -> int:

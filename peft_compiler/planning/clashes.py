@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 from peft_compiler.methods import Wiring
 from peft_compiler.planning.binding import Binding, counted, some
-from peft_compiler.site import Site
+from peft_compiler.site import Role, Site
 
 
 def clashes(bindings: tuple[Binding, ...]) -> Iterator[str]:
     """Yields each clash between two rules."""
     yield from _same_method_twice(bindings)
     yield from _inside_a_copy(bindings)
+    yield from _no_room_together(bindings)
 
 
 def _same_method_twice(bindings: tuple[Binding, ...]) -> Iterator[str]:
@@ -47,6 +48,24 @@ def _inside_a_copy(bindings: tuple[Binding, ...]) -> Iterator[str]:
                     f"  {some(inside)}\n"
                     f"  keep them apart by `where`, or drop one"
                 )
+
+
+def _no_room_together(bindings: tuple[Binding, ...]) -> Iterator[str]:
+    """Yields each input of which several rules take so many positions that no token has one."""
+    takers: dict[Site, dict[str, int]] = defaultdict(dict)
+    for binding in bindings:
+        for site in binding.sites:
+            taken = binding.rule.use.at(site).positions_taken()
+            if site.role is Role.INPUT and taken:
+                takers[site][binding.label] = taken
+    for site, taken in takers.items():
+        together = sum(taken.values())
+        if site.positions is not None and max(taken.values()) < site.positions <= together:
+            yield (
+                f"{' and '.join(taken)} take {together} positions together, which leaves no room for tokens\n"
+                f"  '{site.path}' ({site.role}) has {site.positions} positions\n"
+                f"  take less"
+            )
 
 
 def _around(path: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from peft_compiler.planning.binding import Binding, counted
-from peft_compiler.site import SHORT_NAMES, Site, Tower
+from peft_compiler.site import SHORT_NAMES, Role, Site, Tower
 from peft_compiler.spec import Rule, Where
 from peft_compiler.spec.layers import depth_needed
 from peft_compiler.spec.paths import is_expression, path_matches
@@ -26,6 +26,7 @@ def misfits(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
         yield from _unbound_parts(binding, sites, depths)
         yield from _unmet_expectation(binding)
         yield from _unfit_settings(binding)
+        yield from _unknown_words(binding, sites)
 
 
 def _parts(where: Where) -> Iterator[Where]:
@@ -177,3 +178,14 @@ def _unfit_settings(binding: Binding) -> Iterator[str]:
     for problem, where in having.items():
         others = f" and {counted(len(where) - 1, 'other place')}" if len(where) > 1 else ""
         yield f"{binding.label}: {problem}\n  at '{where[0].path}' ({where[0].role}){others}"
+
+
+def _unknown_words(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
+    """Yields the token of a text that is beyond every table which it could be looked up in."""
+    entries = max((site.width_in for site in sites if site.role is Role.EMBEDDING), default=None)
+    largest = max(binding.rule.use.words or (0,))
+    if entries is not None and largest >= entries:
+        yield (
+            f"{binding.label}: token {largest} of its text is beyond the {entries} entries of the embedding\n"
+            "  pass the tokenizer of this model"
+        )

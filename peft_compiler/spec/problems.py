@@ -77,6 +77,8 @@ def _message(detail: Any) -> str:
         case "too_short":
             context = detail["ctx"]
             return f"{name} has {context['actual_length']} items, expected at least {context['min_length']}"
+        case "string_too_short":
+            return f"{name} is {_shown(found)}, expected a text that is not empty"
         case "literal_error" | "enum" if isinstance(found, str):
             allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
             return f"{name} is {_shown(found)}, {_expected(detail['msg'])}{did_you_mean(found, allowed)}"

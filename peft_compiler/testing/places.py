@@ -164,7 +164,7 @@ def _drawn_examples() -> dict[str, Example]:
         "block": Example(Site(Role.BLOCK, "place", Whole(0), 8, 8), nn.Identity(), x),
         "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24, batch_axis=0), nn.Identity(), x),
         "input": Example(
-            Site(Role.INPUT, "place", Input("0.weight", "input_ids", 64, None, "place"), 8, 6),
+            Site(Role.INPUT, "place", Input("0.weight", "input_ids", None, "place"), 8, 6, positions=64),
             nn.Sequential(nn.Embedding(8, 6)),
             ids,
         ),

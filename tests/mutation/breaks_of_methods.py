@@ -115,4 +115,25 @@ METHODS = (
         "return module.prefix.settled()",
         "methods/test_unipelt.py::test_the_mlp_is_dropped_and_the_gates_are_kept",
     ),
+    Mutant(
+        "a prefix longer than any input is refused",
+        "methods/prefix.py",
+        "        yield from longer_than_any_input(self._length, site)\n",
+        "",
+        "methods/test_refused.py::test_what_cannot_fit_a_model_is_refused",
+    ),
+    Mutant(
+        "a text that the tokenizer splits into nothing is refused",
+        "methods/prompt.py",
+        "        if self.tokens == ():",
+        "        if False:",
+        "methods/test_refused.py::test_what_cannot_fit_a_model_is_refused",
+    ),
+    Mutant(
+        "true is no number",
+        "methods/_method.py",
+        "if isinstance(settings.get(name), bool) and",
+        "if False and",
+        "methods/test_refused.py::test_what_cannot_be_anywhere_is_refused",
+    ),
 )

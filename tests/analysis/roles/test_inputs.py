@@ -37,7 +37,7 @@ def test_every_tower_that_looks_tokens_up_has_one(name: str) -> None:
     for site in inputs_of(zoo.build(name), zoo.inputs(name) if name == "torch_encoder" else None):
         place = site.place
         assert isinstance(place, Input)
-        found.append((site.path, site.tower, place.table, place.positions, place.states, place.readers))
+        found.append((site.path, site.tower, place.table, site.positions, place.states, place.readers))
     assert found == EXPECTED[name]
 
 
