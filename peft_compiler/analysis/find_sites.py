@@ -111,9 +111,10 @@ def _with_positions(sites: Iterable[Site], blocks: Blocks, entrances: Iterable[E
     positions = {entrance.stack: entrance.positions for entrance in entrances}
     for site in sites:
         block = blocks.holding(site.path)
-        # The keys of a cross-attention have the positions of another tower.
-        within = block is not None and site.positions is None and not site.cross
-        yield replace(site, positions=positions.get(block.stack)) if within else site
+        if block is None or site.cross:  # the keys of a cross-attention have the positions of another tower
+            yield site
+        else:
+            yield replace(site, positions=positions.get(block.stack))
 
 
 def _numbered(sites: Iterable[Site]) -> Iterator[Site]:

@@ -21,7 +21,13 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The states that a module is given to attend to, which hold more positions than its mask."""
+    """The states that a module is given to attend to, which hold more positions than its mask.
+
+    Attributes:
+        members: How many prompts of an ensemble gave states, side by side; 1 without one.
+    """
+
+    members: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +67,12 @@ class Batch:
     Attributes:
         count: Number of prompts.
         tokens: Name of the argument that holds token ids.
+        is_read: Whether other modules attend to the tower's states.
     """
 
     count: int
     tokens: str
+    is_read: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,16 @@ and what the model answers to the repetitions is made one answer again. The rows
 example stand one after another, in the order of the prompts.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from peft_compiler.lowering.hidden_positions import CACHES
+from peft_compiler.lowering.returned import first_of, with_first
 
 _LEADING = ("decoder_input_ids", "input_ids", "inputs_embeds")
 """Arguments that tell how many rows a batch has; the first one given counts."""
@@ -40,6 +45,54 @@ def _repeated(value: Any, rows: int, members: int) -> Any:
 def member_prompts(prompts: Tensor, rows: int) -> Tensor:
     """Returns (rows, n, d): for each row of a repeated batch its prompt of `prompts` (members, n, d)."""
     return prompts.repeat(rows // len(prompts), 1, 1)
+
+
+def side_by_side(output: Any, members: int) -> Any:
+    """Returns what an encoder returned with one row for each example: its members' states one after another.
+
+    They become (batch, members · n, d), so that whoever repeats or picks examples, as a beam search
+    does, takes those of all members.
+    """
+    if isinstance(output, dict):
+        name = next(iter(output))  # the states come first in every class of outputs
+        output[name] = output[name].unflatten(0, (-1, members)).flatten(1, 2)
+        return output
+    return with_first(output, first_of(output).unflatten(0, (-1, members)).flatten(1, 2))
+
+
+def apart(arguments: Mapping[str, Any], members: int) -> Mapping[str, Any]:
+    """Returns the arguments of a decoder with a row of states for each member of an ensemble again."""
+    states = arguments.get("encoder_hidden_states")
+    if members == 1 or states is None:
+        return arguments
+    return {**arguments, "encoder_hidden_states": states.unflatten(1, (members, -1)).flatten(0, 1)}
+
+
+class RepeatsRows:
+    """Comes before the class of a cache that holds a row for each member of an ensemble."""
+
+    members: int
+
+    def reorder_cache(self, beam_idx: Tensor) -> Any:
+        """Picks the rows of all members of the examples that are picked."""
+        rows = beam_idx[:, None] * self.members + torch.arange(self.members, device=beam_idx.device)
+        return super().reorder_cache(rows.flatten())  # pyright: ignore
+
+
+@functools.cache
+def _repeating(original: type[Any]) -> type[Any]:
+    own = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (RepeatsRows, original), own)
+
+
+def answered(output: Any, arguments: Mapping[str, Any], members: int, answer: str) -> Any:
+    """Returns what a model returned with one row for each example; its cache picks rows by example."""
+    if isinstance(output, Mapping):
+        for cache in filter(None, map(output.get, CACHES)):
+            if not isinstance(cache, RepeatsRows) and hasattr(cache, "reorder_cache"):
+                cache.__class__ = _repeating(type(cache))
+                cache.members = members
+    return joined(output, arguments, members, answer)
 
 
 def joined(output: Any, arguments: Mapping[str, Any], members: int, answer: str, name: str = "") -> Any:

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.edit import Batch, Edit, Lookup, Members, Reader, States
 from peft_compiler.lowering.emit import ITSELF
-from peft_compiler.lowering.ensembles import joined, repeated
+from peft_compiler.lowering.ensembles import answered, apart, repeated, side_by_side
 from peft_compiler.lowering.prompted_input import (
     EMBEDDINGS,
     added,
@@ -54,7 +54,7 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
         wiring, name, answer = insertion.wiring, insertion.name, insertion.method.ensemble_answer
         if answer is not None:
             yield "", Edit(name, wiring, Members(len(prompts), answer, place.argument))
-            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument))
+            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument, bool(place.readers)))
     for insertion, prompts in insertions:
         wiring, name = insertion.wiring, insertion.name
         behind -= prompts.shape[-2]
@@ -65,7 +65,9 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
     # After all of them, since the states are those of the whole sequence.
     wiring, name = first.wiring, first.name
     if place.readers:
-        yield from ((path, Edit(name, wiring, Reader())) for path in place.readers)
+        ensembles = (len(prompts) for insertion, prompts in insertions if insertion.method.ensemble_answer)
+        reader = Reader(members=next(ensembles, 1))
+        yield from ((path, Edit(name, wiring, reader)) for path in place.readers)
     else:
         yield site.path, Edit(name, wiring, states)
         if place.states != site.path:
@@ -103,7 +105,8 @@ def join_input(graph: Graph, edit: Edit, inserted: Callable[[], Node]) -> None:
         case Reader():
             host = _host(graph)
             with graph.inserting_before(host):
-                host.args = (host.args[0], graph.call_function(reading, host.args[1:]))
+                states = graph.call_function(apart, (host.args[1], edit.place.members))
+                host.args = (host.args[0], graph.call_function(reading, (states,)))
         case _:
             assert isinstance(edit.place, Lookup)
             _exchange_embeddings(graph, edit.place, inserted)
@@ -156,7 +159,7 @@ def _join_answers(graph: Graph, place: Members) -> None:
     with graph.inserting_before(host):
         rows = graph.call_function(repeated, (host.args[1], place.count, place.tokens))
     host.args = (host.args[0], rows)
-    _returning(graph, joined, rows, place.count, place.answer)
+    _returning(graph, answered, rows, place.count, place.answer)
 
 
 def _repeat_rows(graph: Graph, place: Batch) -> None:
@@ -167,6 +170,8 @@ def _repeat_rows(graph: Graph, place: Batch) -> None:
         rows = graph.call_function(repeated, (given, place.count, place.tokens))
     rows.meta["given"] = True
     given.replace_all_uses_with(rows, delete_user_cb=users.__contains__)
+    if place.is_read:
+        _returning(graph, side_by_side, place.count)
 
 
 def _given(graph: Graph) -> list[Node]:

@@ -26,6 +26,7 @@ from peft_compiler.methods._prompts import (
     Reparametrised,
     Trunk,
     core_of,
+    longer_than_any_input,
     mlp_counts,
     width_of,
 )
@@ -66,6 +67,7 @@ class GatedPrefix(Method, frozen=True):
         yield from super().problems(site)
         if self.width is not None and not self.reparametrised:
             yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
+        yield from longer_than_any_input(self.length, site)
         if core_of(site).source is None:
             yield "what its attention is applied to cannot be had where keys are added: take prefix instead"
         else:

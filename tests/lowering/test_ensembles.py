@@ -87,6 +87,80 @@ def test_generating_takes_the_mean_at_every_step(name: str) -> None:
     assert torch.equal(found[:, -4:], expected)
 
 
+STEPS = 4
+
+
+def scores_of(models: list[nn.Module], name: str, found: Tensor, rows: Tensor) -> Tensor:
+    """The log probabilities of the steps that `found` took, by the mean of what its members answer alone."""
+    inputs = {key: value[rows] for key, value in zoo.inputs(name).items() if key != "decoder_input_ids"}
+    if name in zoo.SEQ2SEQ:
+        step = {**inputs, "decoder_input_ids": found[:, :-1]}
+    else:
+        mask = torch.cat([inputs["attention_mask"], torch.ones(len(rows), STEPS - 1, dtype=torch.long)], 1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        step = {"input_ids": found[:, :-1], "attention_mask": mask, "position_ids": positions}
+    return answers(models, step).mean(0)[:, -STEPS:].log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_beam_search_scores_by_the_mean_of_the_members(name: str, use_cache: bool) -> None:
+    together, alone = ensemble(name)
+    inputs = {key: value for key, value in zoo.inputs(name).items() if key != "decoder_input_ids"}
+    settings = {"num_beams": 3, "num_return_sequences": 2, "do_sample": False, "length_penalty": 0.0}
+    with torch.no_grad():
+        found = together.generate(
+            **inputs,
+            **settings,
+            max_new_tokens=STEPS,
+            min_new_tokens=STEPS,
+            forced_eos_token_id=None,
+            use_cache=use_cache,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        scores = scores_of(alone, name, found.sequences, torch.arange(2).repeat_interleave(2))
+    # Until the last step the end is not allowed; what is left of the probabilities is not spread again.
+    taken = scores.gather(-1, found.sequences[:, -STEPS:, None]).squeeze(-1).sum(-1)
+    torch.testing.assert_close(found.sequences_scores, taken, atol=1e-4, rtol=1e-4)
+    assert (found.sequences_scores[::2] >= found.sequences_scores[1::2]).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_sampling_draws_from_the_mean_of_the_members(name: str) -> None:
+    together, alone = ensemble(name)
+    inputs = {key: value for key, value in zoo.inputs(name).items() if key != "decoder_input_ids"}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = together.generate(
+            **inputs,
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=3,
+            max_new_tokens=STEPS,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        scores = scores_of(alone, name, found.sequences, torch.arange(2).repeat_interleave(3))
+    drawn_from = torch.stack(found.logits, 1).log_softmax(-1)
+    torch.testing.assert_close(drawn_from, scores, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_a_majority_decides_each_step_of_generating(name: str) -> None:
+    together, alone = ensemble(name, "answer=majority")
+    inputs = {key: value for key, value in zoo.inputs(name).items() if key != "decoder_input_ids"}
+    with torch.no_grad():
+        found = together.generate(**inputs, max_new_tokens=1, do_sample=False, eos_token_id=None)
+        start = {"decoder_input_ids": found[:, :-1]} if name in zoo.SEQ2SEQ else {}
+        mask = inputs["attention_mask"]
+        positions = {} if start else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        each = answers(alone, {**inputs, **start, **positions})[:, :, -1]
+    votes = nn.functional.one_hot(each.argmax(-1), each.shape[-1]).sum(0)
+    assert torch.equal(found[:, -1], (votes + each.softmax(-1).mean(0)).argmax(-1))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_promise_is_kept(name: str) -> None:
     report = pc.verify(ensemble(name)[0])

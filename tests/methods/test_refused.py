@@ -74,6 +74,9 @@ UNFIT: dict[tuple[str, str], str] = {
     ("gpt2", "prefix length=129"): (
         "(prefix): length=129 is beyond the 128 positions of the longest input; take less"
     ),
+    ("bert", "gated prefix length=129"): (
+        "(gated_prefix): length=129 is beyond the 128 positions of the longest input; take less"
+    ),
     ("bert", "deep prompts length=129"): (
         "(deep_prompts): length=129 is beyond the 128 positions of the longest input; take less"
     ),

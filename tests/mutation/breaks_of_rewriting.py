@@ -124,4 +124,11 @@ REWRITING = (
         "if name not in here]",
         "lowering/test_sharing.py::test_every_reason_is_listed",
     ),
+    Mutant(
+        "a beam that is picked takes the rows of all members",
+        "lowering/ensembles.py",
+        "beam_idx[:, None] * self.members + ",
+        "beam_idx[:, None] + ",
+        "lowering/test_ensembles.py::test_a_beam_search_scores_by_the_mean_of_the_members",
+    ),
 )
