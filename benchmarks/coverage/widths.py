@@ -1,0 +1,112 @@
+"""Shrinks the widths of a config, all by one factor, so that what fitted together still does."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.coverage.depth import configs_of
+
+VOCABULARY = 512
+_EXPERTS, _PATCHES = 8, 4
+
+_HEADS = re.compile(r"(^|_)n?_?heads?$")
+_KEY_HEADS = re.compile(r"(kv|key_value).*heads?$|heads?_kv$|n_head_kv")
+_WIDTHS = re.compile(r"(size|dim|width|channels|embd|model|inner|ff|filters|units|features|d_inner)$")
+_NOT_WIDTHS = re.compile(
+    r"head|vocab|patch|image|img|kernel|window|chunk|batch|block|tile|crop|grid|num_|max_|context|sampl|state"
+    r"|rotary|rope|rank|cache|pool|stride|in_chan|mel|codebook|time|input_size|lag|predict|group|kv|memory"
+    r"|spatial|temporal|merge|position|bucket|vision_feature|out_features|conv|audio_|ngram|input_feat|span"
+)
+_EXPERT_COUNTS = re.compile(r"(num|n)_(routed_|local_|sparse_)?experts$|moe_num_experts$")
+_CHOSEN = re.compile(r"experts_per_tok|moe_top_?k$|num_experts_per_token$|top_k_experts$|num_selected_experts$")
+_GROUPS = re.compile(r"^(n_group|topk_group|moe_n_group|n_expert_group)$")
+_STATE_GROUPS = re.compile(r"(^|_)n_?groups$|num_groups$")
+_TOKENS = re.compile(r"token(_id|_ids|_index|_idx)?$|_token_id_?\w*$|^(bos|eos|pad|sep|mask)\w*_id$")
+
+
+def shrink(config: Any, images: bool) -> None:
+    """Shrinks a config and those within it in place: vocabulary, widths, heads, experts and, if wanted, images."""
+    configs = configs_of(config)
+    factor = _factor(configs)
+    for each in configs:
+        for name, value in list(vars(each).items()):
+            if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
+                setattr(each, name, _shrunk(name, value, factor))
+        if images:
+            _shrink_images(each)
+    shrink_vocabulary(config)
+
+
+def _factor(configs: list[Any]) -> int:
+    """Returns the largest number that divides all heads and leaves at least two of them."""
+    heads = [
+        value
+        for config in configs
+        for name, value in vars(config).items()
+        if _is_heads(name) and isinstance(value, int) and not isinstance(value, bool) and value > 1
+    ]
+    if not heads:
+        return 1
+    common = math.gcd(*heads)
+    return max(each for each in range(1, common + 1) if common % each == 0 and min(heads) // each >= 2)
+
+
+def _is_heads(name: str) -> bool:
+    return bool(_HEADS.search(name)) and not _KEY_HEADS.search(name)
+
+
+def _shrunk(name: str, value: int, factor: int) -> int:
+    if _KEY_HEADS.search(name):
+        return max(1, value // factor)
+    if _is_heads(name) and value > 1:
+        return value // factor
+    if _WIDTHS.search(name) and not _NOT_WIDTHS.search(name) and value % factor == 0 and value // factor >= 4:
+        return value // factor
+    for pattern, most in ((_EXPERT_COUNTS, _EXPERTS), (_CHOSEN, 2), (_GROUPS, 1), (_STATE_GROUPS, 1)):
+        if pattern.search(name) and value > most:
+            return most
+    return value
+
+
+def _shrink_images(config: Any) -> None:
+    image, patch = (getattr(config, name, None) for name in ("image_size", "patch_size"))
+    if isinstance(image, int) and isinstance(patch, int) and image > _PATCHES * patch:
+        config.image_size = _PATCHES * patch
+
+
+def shrink_vocabulary(config: Any) -> None:
+    """Leaves few entries, with every special token at an entry of its own."""
+    for each in configs_of(config):
+        size = getattr(each, "vocab_size", None)
+        if isinstance(size, int) and size > VOCABULARY:
+            each.vocab_size = VOCABULARY
+    renumber_tokens(config)
+
+
+def renumber_tokens(config: Any) -> None:
+    """Gives every special token that lies outside the vocabulary an entry within it, the same one everywhere."""
+    configs = configs_of(config)
+    sizes = [size for each in configs if isinstance(size := getattr(each, "vocab_size", None), int)]
+    smallest = min(sizes, default=0)
+    if not smallest:
+        return
+    outside = {
+        token
+        for each in configs
+        for name, value in vars(each).items()
+        if _TOKENS.search(name)
+        for token in _numbers(value)
+        if not -1 <= token < smallest
+    }
+    entries = {token: smallest - 1 - place for place, token in enumerate(sorted(outside)) if place < smallest}
+    for each in configs:
+        for name, value in list(vars(each).items()):
+            if _TOKENS.search(name) and any(token in entries for token in _numbers(value)):
+                new = [entries.get(token, token) for token in _numbers(value)]
+                setattr(each, name, new[0] if isinstance(value, int) else type(value)(new))
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    yield from (each for each in values if isinstance(each, int) and not isinstance(each, bool))
