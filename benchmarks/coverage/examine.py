@@ -25,8 +25,8 @@ from peft_compiler.spec.read import read_spec
 _LONGEST = 600
 
 
-def examine(target: Target) -> dict[str, Any]:
-    """Returns the row of a type; whatever goes wrong is part of it."""
+def examine(target: Target, weights: bool = True) -> dict[str, Any]:
+    """Returns the row of a type, with what needs weights or without; whatever goes wrong is part of it."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     row: dict[str, Any] = {"type": target.model_type, "class": target.class_name, "kind": "other"}
@@ -34,7 +34,7 @@ def examine(target: Target) -> dict[str, Any]:
     try:
         row["kind"] = target.known_kind
         sites = _on_meta(target, row)
-        if sites is not None:
+        if sites is not None and weights:
             _with_weights(target, row, sentence_for(sites, row["oracle"]["named"]))
     except Exception as error:  # the class itself cannot be imported, say
         row["error"] = told(error)

@@ -6,11 +6,13 @@ guard. Tensors need no symbol: a function mode sees every op on them.
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import BuiltinMethodType, MethodType, MethodWrapperType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.fx import Node
 
 if TYPE_CHECKING:
@@ -188,3 +190,15 @@ def plain_values(value: Any) -> Any:
     if issubclass(kind, dict):
         return kind((key, plain_values(item)) for key, item in value.items())
     return value
+
+
+@contextmanager
+def plain_attributes(module: nn.Module) -> Generator[None]:
+    """Makes what a forward wrote into its module plain at the end: a symbol has no meaning in another graph."""
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        for name, value in vars(module).items():
+            if name not in before or before[name] is not value:
+                vars(module)[name] = plain_values(value)

@@ -27,7 +27,7 @@ from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
 from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_false, expect_none, expect_true
 from peft_compiler.lowering.signature import argument_names
 from peft_compiler.lowering.snapshots import fingerprint, preserved, snapshot
-from peft_compiler.lowering.symbols import Symbol, plain_values
+from peft_compiler.lowering.symbols import Symbol, plain_attributes, plain_values
 from peft_compiler.lowering.values import SETTLED, ValueMap, tensors_of
 from peft_compiler.site import Anchor
 
@@ -118,8 +118,9 @@ class LocalTracer(TorchFunctionMode):
         positional, keywords = seen[: len(args)], dict(zip(kwargs, seen[len(args) :], strict=True))
         # Who counts what is saved for the backward pass, as checkpointing does, is not to see this run.
         unseen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        kept = plain_attributes(self.root)
         with _LOCK, self.values.watched():
-            with preserved(self.root), unseen, self._children_as_leaves(), self:
+            with preserved(self.root), kept, unseen, self._children_as_leaves(), self:
                 result = run_forward(forward, self.root, positional, keywords)
             self.graph.output(self.values.node_of(result))
         return self.graph

@@ -180,3 +180,21 @@ def test_tracing_leaves_buffers_random_state_hooks_and_children_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert fired == []
     assert all("_compiled_call_impl" not in child.__dict__ for child in module.modules())
+
+
+class Remembering(nn.Module):
+    """Keeps what it made of a size, as Swin's blocks keep their window's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.window = min(x.shape[0], 4)
+        return x.narrow(0, 0, self.window)
+
+
+def test_what_a_forward_keeps_on_its_module_is_plain() -> None:
+    module = Remembering()
+    for length in (2, 3):
+        graph = LocalTracer(module).trace(Remembering.forward, (torch.ones(length),), {})
+        assert type(module.window) is int
+        tidy(graph)
+        _, run = emit(graph)
+        assert run(module, torch.ones(length)).shape == (length,)
