@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING
 
+from benchmarks.coverage.completing import complete, without_timm
 from benchmarks.coverage.depth import configs_of, cut
 from benchmarks.coverage.targets import Target
 from benchmarks.coverage.widths import renumber_tokens, shrink, shrink_vocabulary
@@ -82,29 +83,33 @@ def _built(
 ) -> Iterator[tuple[str, nn.Module]]:
     default = _default_config(target)
     failures: list[Exception] = []
-    for how, prepare in ways.items():
-        config = copy.deepcopy(default)
-        prepare(config)
-        renumber_tokens(config)
-        try:
-            model = _completed(target, config, device)
-        except Exception as error:  # whatever a config that was cut may lead to
-            failures.append(error)
-            continue
-        yield how, model
-    if len(failures) == len(ways):
-        raise BuildError(f"{type(failures[-1]).__name__}: {failures[-1]}") from failures[-1]
+    for completing in (False, True):
+        for how, prepare in ways.items():
+            config = copy.deepcopy(default)
+            if completing:
+                complete(config)
+            prepare(config)
+            renumber_tokens(config)
+            try:
+                model = _with_missing_fields(target, config, device)
+            except Exception as error:  # whatever a config that was cut may lead to
+                failures.append(error)
+                continue
+            yield f"{how}, completed" if completing else how, model
+    if len(failures) == 2 * len(ways):
+        raise BuildError(f"{type(failures[0]).__name__}: {failures[0]}") from failures[0]
 
 
 def _default_config(target: Target) -> Any:
     config = CONFIG_MAPPING[target.model_type]()
+    without_timm(config)
     wanted = getattr(target.model_class, "config_class", None)
     if wanted is not None and not isinstance(config, wanted):
         config = next((each for each in configs_of(config) if isinstance(each, wanted)), config)
     return config
 
 
-def _completed(target: Target, config: Any, device: str) -> nn.Module:
+def _with_missing_fields(target: Target, config: Any, device: str) -> nn.Module:
     """Returns the model of a config; fields that the model's class asks for and the config lacks are added."""
     for _ in range(_TIMES_COMPLETED):
         try:
