@@ -1,4 +1,4 @@
-"""Fills in what a default config leaves open and its model cannot do without, by the names of fields alone."""
+"""Fills in what a default config leaves open and its model cannot do without, by names of fields alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +30,8 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "vocab_size": lambda _: 1000,
     "pad_token_id": lambda _: 0,
     "mask_token_id": lambda _: 3,
+    "image_token_id": lambda _: 4,
+    "image_token_index": lambda _: 4,
     "prediction_length": lambda _: 8,
     "context_length": lambda _: 16,
     "head_dim": _head_width,
@@ -74,7 +76,7 @@ def _divide_evenly(config: Any) -> None:
 
 
 def _rotate_evenly(config: Any) -> None:
-    """Gives rotary positions of several axes as many channels as a head has, and every kind of layer its own."""
+    """Gives rotary positions of several axes as many channels as a head has, and every kind of layer."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
         return
@@ -93,4 +95,6 @@ def without_timm(config: Any) -> None:
         for name, value in list(vars(each).items()):
             if getattr(value, "model_type", None) == "timm_backbone":
                 stages = [f"stage{number}" for number in getattr(value, "out_indices", None) or (1, 2, 3, 4)]
-                setattr(each, name, ResNetConfig(out_features=stages, depths=[1, 1, 1, 1], layer_type="basic"))
+                setattr(
+                    each, name, ResNetConfig(out_features=stages, depths=[1, 1, 1, 1], layer_type="basic")
+                )

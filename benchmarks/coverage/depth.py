@@ -1,4 +1,4 @@
-"""Cuts a config to a few layers and keeps every kind of layer that it has, by the names of its fields alone."""
+"""Cuts a config to a few layers and keeps every kind of layer, by the names of its fields alone."""
 
 import re
 from collections.abc import Iterator
@@ -10,9 +10,13 @@ _MOST_KINDS = 6
 
 _COUNTS = re.compile(r"(^|_)(layers?|depth|blocks|num_hidden_layers|stages_depth)$")
 # These say of which kind the first layers are, or go with a list of another kind of layer.
-_NOT_COUNTS = re.compile(r"conv|feat_extract|dense|hash|upsampl|downsampl|out_|select|feature_layer|window_layers")
+_NOT_COUNTS = re.compile(
+    r"conv|feat_extract|dense|hash|upsampl|downsampl|out_|select|feature_layer|window_layers"
+)
 _FIRST_DENSE = re.compile(r"first_k|dense_layers|hash_layers")
-_PERIODS = re.compile(r"(layer|attn|attention|moe|sparse|sliding|expert|cross).*(period|interval|pattern|step|freq)$|every")
+_PERIODS = re.compile(
+    r"(layer|attn|attention|moe|sparse|sliding|expert|cross).*(period|interval|pattern|step|freq)$|every"
+)
 _OFFSETS = re.compile(r"(layer|attn|expert).*offset$")
 _STAGES = re.compile(r"^(depths|num_layers|layers|num_blocks|layer_depths|encoder_depths|stage_depths)$")
 _KIND_LISTS = re.compile(r"layer.*type|block.*type|layers_pattern|hybrid.*pattern")
@@ -65,7 +69,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _lengths_of_kind_lists(fields: dict[str, Any]) -> list[int]:
-    """Returns the lengths of lists that say the kind of each layer, where nothing else says how many there are."""
+    """Returns the length of a list that says the kind of each layer, where nothing else counts them."""
     return [
         len(value)
         for name, value in fields.items()

@@ -13,6 +13,7 @@ from torch import nn
 import peft_compiler as pc
 from benchmarks.coverage import models
 from benchmarks.coverage.oracle import compare
+from benchmarks.coverage.promises import kept_and_broken
 from benchmarks.coverage.sentences import WHOLE, Sentence, sentence_for
 from benchmarks.coverage.special_inputs import special_inputs
 from benchmarks.coverage.targets import Target
@@ -46,7 +47,9 @@ def told(error: BaseException) -> str:
     """Returns an error in one line, with the last place in other people's code where it came up."""
     text = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
     cause = error.__cause__ or error
-    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" in frame.filename]
+    frames = [
+        frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" in frame.filename
+    ]
     modeling = [frame for frame in frames if "/models/" in frame.filename][-1:] or frames[-1:]
     places = [f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno}" for frame in modeling]
     return f"{text} [{', '.join(places)}]" if places else text
@@ -142,19 +145,20 @@ def _try_sentence(model: nn.Module, inputs: dict[str, Any], row: dict[str, Any],
         row["refused"] = told(error)
         row["held_rules"] = {rule: _held(model, inputs, rule) for rule in sentence.rules}
         return
-    report = pc.verify(tuned)
-    row["broken"] = {finding.promise: finding.detail[:_LONGEST] for finding in report.findings if not finding.ok}
-    row["steps"] = next(f.detail[:80] for f in report.findings if f.promise.startswith("decoding"))
+    kept, row["broken"] = kept_and_broken(tuned)
+    row["steps"] = kept.get("decoding step by step equals decoding at once", "")
     same = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     if not same:
         row["broken"]["the caller's model is as it was"] = "its state changed"
-    row["held"] = not row["broken"] and sentence.text != "" and (not sentence.attention or sentence.text == WHOLE)
+    row["held"] = (
+        not row["broken"] and sentence.text != "" and (not sentence.attention or sentence.text == WHOLE)
+    )
 
 
 def _held(model: nn.Module, inputs: dict[str, Any], rule: str) -> str:
     """Returns "" where a rule alone compiles and keeps its promises, else what happened."""
     try:
-        report = pc.verify(pc.compile(model, rule, inputs))
+        _, broken = kept_and_broken(pc.compile(model, rule, inputs))
     except Exception as error:
         return told(error)
-    return "; ".join(f"{finding.promise}: {finding.detail}"[:200] for finding in report.findings if not finding.ok)
+    return "; ".join(f"{promise}: {detail}" for promise, detail in broken.items())

@@ -110,7 +110,7 @@ def _default_config(target: Target) -> Any:
 
 
 def _with_missing_fields(target: Target, config: Any, device: str) -> nn.Module:
-    """Returns the model of a config; fields that the model's class asks for and the config lacks are added."""
+    """Returns the model of a config; fields that its class asks for and the config lacks are added."""
     for _ in range(_TIMES_COMPLETED):
         try:
             return _model(target, copy.deepcopy(config), device)

@@ -1,4 +1,4 @@
-"""What well-known parameter names say about roles. A second opinion for the benchmark; the package has none."""
+"""What well-known parameter names say about roles: a second opinion, of which the package knows nothing."""
 
 import re
 from collections import defaultdict
@@ -24,8 +24,9 @@ _SHORT = {
 
 _NONE = re.compile(
     r"indexer|bottleneck|linear_attn|rel_logits|pooler|classifier|router|lm_head|predictions|pos_bias|rel_pos"
-    r"|shared_expert_gate|(mlp|moe|ffn)\.gate$|mamba|mixer|conv_module|gate_proj_a"
+    r"|shared_expert_gate|(mlp|moe|ffn)\.gate$|mamba|mixer|conv_module|hypernetworks|pointer|scoring"
 )
+_IN_A_BLOCK = re.compile(r"\.\d+\.")
 _IN_FEED_FORWARD = re.compile(r"(mlp|ffn|feed_forward|feedforward|experts?)", re.IGNORECASE)
 _ATTENTION = re.compile(r"att|cross|mha|EncDec|token_mixer", re.IGNORECASE)
 _FEED_FORWARD = re.compile(
@@ -41,8 +42,8 @@ def _ends(*names: str) -> re.Pattern[str]:
 
 _FUSED = {
     "q k v": _ends(
-        "c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "in_proj_weight", "att_proj", "to_qkv", "wqkv",
-        "W_pack", "qkv_linear", "query_key_value_layer", r"attention\.self\.in_proj",
+        "c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "in_proj_weight", "att_proj", "to_qkv",
+        "wqkv", "W_pack", "qkv_linear", "query_key_value_layer", r"attention\.self\.in_proj",
     ),
     "q k": _ends("query_key"),
     "k v": _ends("kv_b_proj", "kv", "to_kv", "kv_proj", "c_kv", "kv_up_proj"),
@@ -51,11 +52,12 @@ _FUSED = {
 _ONE = {
     "q": _ends(
         "q_proj", "query", "q_lin", "wq", "to_q", "query_proj", "q_b_proj", "linear_q", "w_q", "queries", "q",
-        "query_layer", "lin_q", "q_linear", "q_up_proj", "wq_b", "q_head", "Wq", r"q_proj\.linear", r"query\.conv1d",
+        "query_layer", "lin_q", "q_linear", "q_up_proj", "wq_b", "q_head", "Wq", r"q_proj\.linear",
+        r"query\.conv1d",
     ),
     "k": _ends(
-        "k_proj", "key", "k_lin", "wk", "to_k", "key_proj", "linear_k", "w_k", "keys", "k", "lin_k", "k_linear",
-        "k_head", "Wk", r"k_proj\.linear", r"key\.conv1d",
+        "k_proj", "key", "k_lin", "wk", "to_k", "key_proj", "linear_k", "w_k", "keys", "k", "lin_k",
+        "k_linear", "k_head", "Wk", r"k_proj\.linear", r"key\.conv1d",
     ),
     "v": _ends(
         "v_proj", "value", "v_lin", "wv", "to_v", "value_proj", "linear_v", "w_v", "values", "v", "lin_v",
@@ -63,20 +65,22 @@ _ONE = {
     ),
 }  # fmt: skip
 _OUTPUT = _ends(
-    "o_proj", "out_proj", "out_lin", "to_out", "linear_out", "wo", "o", "proj", "projection", "c_proj", "dense",
-    "output", "out", r"to_out\.0", "o_linear", "proj_out", "Wo", "output_projection", "final_linear",
+    "o_proj", "out_proj", "out_lin", "to_out", "linear_out", "wo", "o", "proj", "projection", "c_proj",
+    "dense", "output", "out", r"to_out\.0", "o_linear", "proj_out", "Wo", "output_projection", "final_linear",
     "post_proj", "attention_out", r"o_proj\.linear", r"post_attention\.conv1d",
 )  # fmt: skip
 _DOWN = _ends(
-    "down_proj", "fc2", "w2", "wo", "dense_4h_to_h", "lin2", "c_proj", "fc_out", "output_dense", "linear2", "w_2",
-    "linear_2", r"output\.dense", "output_linear", "layer_2", "fc_2", r"mlp\.2", r"mlp\.3", "Wo", "dense2",
-    "project_out", "proj_out", "out_linear", "lin_2", "w_out", "ffn2", "down", "experts_down", "ffn_output", "fc3",
+    "down_proj", "fc2", "w2", "wo", "dense_4h_to_h", "lin2", "c_proj", "fc_out", "output_dense", "linear2",
+    "w_2", "linear_2", r"output\.dense", "output_linear", "layer_2", "fc_2", r"mlp\.2", r"mlp\.3", "Wo",
+    "dense2", "project_out", "proj_out", "out_linear", "lin_2", "w_out", "ffn2", "down", "experts_down",
+    "ffn_output",
+    "fc3",
 )  # fmt: skip
 _UP = _ends(
     "up_proj", "gate_proj", "fc1", "w1", "w3", "wi", "wi_0", "wi_1", "gate_up_proj", "dense_h_to_4h", "lin1",
-    "c_fc", "fc_in", "intermediate_dense", "linear1", "w_1", "linear_1", r"intermediate\.dense", "input_linear",
-    "layer_1", "fc_1", "ffn", r"mlp\.0", "Wi", "dense1", "project_in", "proj_in", "in_linear", "lin_1", "w_in",
-    "w12", "ffn1", "up", "gate", "v1", "c_fc2", "c_fc_0", "c_fc_1",
+    "c_fc", "fc_in", "intermediate_dense", "linear1", "w_1", "linear_1", r"intermediate\.dense",
+    "input_linear", "layer_1", "fc_1", "ffn", r"mlp\.0", "Wi", "dense1", "project_in", "proj_in", "in_linear",
+    "lin_1", "w_in", "w12", "ffn1", "up", "gate", "v1", "c_fc2", "c_fc_0", "c_fc_1",
 )  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def roles_by_name(parameter: str) -> frozenset[str]:
     for roles, pattern in _FUSED.items():
         if pattern.search(name):
             return frozenset(roles.split())
-    around = name.rpartition(".")[0]
+    around = name.rpartition(".")[0].replace("cross_modal", "")
     nearest = around.rpartition(".")[2]
     in_feed_forward = bool(_IN_FEED_FORWARD.search(nearest))
     if not re.search(r"mlp|ffn|feed_forward|experts|gate", name):
@@ -97,7 +101,8 @@ def roles_by_name(parameter: str) -> frozenset[str]:
                 return frozenset({role})
     if _ATTENTION.search(around) and not in_feed_forward:
         return frozenset({"o"}) if _OUTPUT.search(name) else frozenset()
-    if _FEED_FORWARD.search(name):
+    # Whatever else has two layers, such as a head, stands in no list of blocks.
+    if _FEED_FORWARD.search(name) and _IN_A_BLOCK.search(name):
         for role, pattern in (("up", _UP), ("down", _DOWN)):
             if pattern.search(name):
                 return frozenset({role})
@@ -112,6 +117,7 @@ class Comparison:
         named: For each role, how many parameters the names give it.
         found: For each role, how many the sites give it.
         missing: "role: name" of what only the names give it.
+        mixer: "role: name" of those that are projections of a mixer: linear attention shares the names.
         wrong: "role: name, by name other role" of what only the sites give it, where the name tells another.
         unnamed: "role: name" of what only the sites give it, where the name tells nothing.
     """
@@ -119,6 +125,7 @@ class Comparison:
     named: Mapping[str, int]
     found: Mapping[str, int]
     missing: tuple[str, ...]
+    mixer: tuple[str, ...]
     wrong: tuple[str, ...]
     unnamed: tuple[str, ...]
 
@@ -126,20 +133,24 @@ class Comparison:
 def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
     """Compares the roles of all parameters by which the run multiplied an activation."""
     used = _used(graph)
-    named: defaultdict[str, set[str]] = defaultdict(set)
-    for name in set(used.values()):
-        for role in roles_by_name(name):
-            named[role].add(name)
+    named = _named(set(used.values()))
     found: defaultdict[str, set[str]] = defaultdict(set)
+    mixers: set[str] = set()
     for site in sites:
-        if site.role in _SHORT and isinstance(site.place, Projection):
+        if isinstance(site.place, Projection):
             name = ".".join(filter(None, (site.path, site.place.weight)))
-            found[_SHORT[site.role]].add(used.get(name, used.get(site.place.weight, name)))
+            first = used.get(name, used.get(site.place.weight, name))
+            found[_SHORT.get(site.role, "")].add(first)
+            if site.role in (Role.MIXER_INPUT, Role.MIXER_OUTPUT):
+                mixers.add(first)
+    lacking = [(role, name) for role in COMPARED for name in named[role] - found[role]]
+    linear_attention = [(role, name) for role, name in lacking if role in "qkvo" and name in mixers]
     only_found = [(role, name) for role in COMPARED for name in found[role] - named[role]]
     return Comparison(
         named={role: len(named[role]) for role in COMPARED},
         found={role: len(found[role]) for role in COMPARED},
-        missing=_told(f"{r}: {_bare(name)}" for r in COMPARED for name in named[r] - found[r]),
+        missing=_told(f"{role}: {_bare(name)}" for role, name in set(lacking) - set(linear_attention)),
+        mixer=_told(f"{role}: {_bare(name)}" for role, name in linear_attention),
         wrong=_told(
             f"{role}: {_bare(name)}, by name {'/'.join(sorted(roles_by_name(name)))}"
             for role, name in only_found
@@ -147,6 +158,25 @@ def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
         ),
         unnamed=_told(f"{role}: {_bare(name)}" for role, name in only_found if not roles_by_name(name)),
     )
+
+
+def _named(names: set[str]) -> dict[str, set[str]]:
+    """Returns the names of each role; a query or a value with no key beside it is none of attention's.
+
+    Deformable attention has values and no keys, scores of a head have queries alone.
+    """
+    named: dict[str, set[str]] = {role: set() for role in COMPARED}
+    for name in names:
+        for role in roles_by_name(name):
+            named[role].add(name)
+    with_keys = {_around(name) for name in named["k"]}
+    for role in "qv":
+        named[role] = {name for name in named[role] if _around(name) in with_keys}
+    return named
+
+
+def _around(name: str) -> str:
+    return re.sub(r"\.weight$", "", name).rpartition(".")[0]
 
 
 def _used(graph: ModuleGraph) -> dict[str, str]:

@@ -17,18 +17,18 @@ def report(rows: Iterable[Row], versions: str) -> str:
     parts = [
         "# Coverage",
         "",
-        "Every model type of the installed transformers that has a model, from its default config: sites found on",
-        "the meta device at a few layers, roles compared with well-known parameter names, and the sentence",
+        "Every model type of the installed transformers that has a model, from its default config: sites",
+        "found on the meta device at a few layers, roles compared with well-known parameter names, and",
         f"`{WHOLE}`",
-        "compiled into a small model with random weights, where `verify` tries every promise. Types without",
-        "attention are tried with what they have; the last column says what does not apply. Depth, widths and",
-        "example inputs are derived from fields and signatures; see the files beside `results.jsonl`.",
+        "compiled into a small model with random weights, whose promises are tried (see `promises.py`).",
+        "Types without attention are tried with what they have; the last column says what does not apply.",
+        "Depth, widths and example inputs are derived from fields and signatures.",
         f"Written by `make coverage`, {versions}.",
         "",
         *_totals(rows),
         "",
-        "`roles`: found roles against those of the names, q k v o up down: `=` all equal, `+` more than the names",
-        "tell, else what differs. `sentence`: held, or the first promise that is not.",
+        "`roles`: found roles against those of the names, q k v o up down: `=` all equal, `+` more than the",
+        "names tell, else what differs. `sentence`: held, or the first promise that is not.",
         "",
         "| type | kind | sites: q / cross / up / mixer | roles | sentence | found, refused, does not apply |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -135,7 +135,9 @@ def _plain(text: str) -> str:
 def _differences(rows: list[Row]) -> list[str]:
     lines: list[str] = []
     for row in rows:
-        for what in ("wrong", "missing"):
+        for what in ("wrong", "missing", "mixer"):
             if row.get("oracle", {}).get(what):
-                lines.append(f"- {row['type']}, {what}: " + "; ".join(f"`{each}`" for each in row["oracle"][what]))
+                lines.append(
+                    f"- {row['type']}, {what}: " + "; ".join(f"`{each}`" for each in row["oracle"][what])
+                )
     return lines or ["Nowhere."]

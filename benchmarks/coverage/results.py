@@ -22,7 +22,7 @@ def write_rows(file: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def code_digest() -> str:
-    """Returns what changes with the code of the package or of this benchmark: rows of other code are stale."""
+    """Returns what changes with the package or this benchmark: rows of other code are stale."""
     digest = hashlib.sha256()
     for folder in (_ROOT / "peft_compiler", Path(__file__).parent):
         for source in sorted(folder.rglob("*.py")):

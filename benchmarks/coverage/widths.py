@@ -19,14 +19,16 @@ _NOT_WIDTHS = re.compile(
     r"|spatial|temporal|merge|position|bucket|vision_feature|out_features|conv|audio_|ngram|input_feat|span"
 )
 _EXPERT_COUNTS = re.compile(r"(num|n)_(routed_|local_|sparse_)?experts$|moe_num_experts$")
-_CHOSEN = re.compile(r"experts_per_tok|moe_top_?k$|num_experts_per_token$|top_k_experts$|num_selected_experts$")
+_CHOSEN = re.compile(
+    r"experts_per_tok|moe_top_?k$|num_experts_per_token$|top_k_experts$|num_selected_experts$"
+)
 _GROUPS = re.compile(r"^(n_group|topk_group|moe_n_group|n_expert_group)$")
 _STATE_GROUPS = re.compile(r"(^|_)n_?groups$|num_groups$")
 _TOKENS = re.compile(r"token(_id|_ids|_index|_idx)?$|_token_id_?\w*$|^(bos|eos|pad|sep|mask)\w*_id$")
 
 
 def shrink(config: Any, images: bool) -> None:
-    """Shrinks a config and those within it in place: vocabulary, widths, heads, experts and, if wanted, images."""
+    """Shrinks a config and those within it in place, images only if wanted."""
     configs = configs_of(config)
     factor = _factor(configs)
     for each in configs:
@@ -85,7 +87,7 @@ def shrink_vocabulary(config: Any) -> None:
 
 
 def renumber_tokens(config: Any) -> None:
-    """Gives every special token that lies outside the vocabulary an entry within it, the same one everywhere."""
+    """Gives every special token outside the vocabulary an entry within it, the same one everywhere."""
     configs = configs_of(config)
     sizes = [size for each in configs if isinstance(size := getattr(each, "vocab_size", None), int)]
     smallest = min(sizes, default=0)

@@ -48,7 +48,7 @@ def made_up_answer(read: str, tensor: Tensor, computed_by: str | None) -> Any:
     Checks for NaN or infinity are passed: all is true, anything else is false.
     """
     if read in ("__bool__", "__contains__"):
-        return read == "__bool__" and computed_by in ("all", "isfinite", "allclose")
+        return read == "__bool__" and computed_by in ("all", "isfinite", "allclose", "_is_all_true")
     if read == "tolist":
         return torch.ones(tensor.shape, dtype=tensor.dtype).tolist()
     if read == "numpy":

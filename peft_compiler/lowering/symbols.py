@@ -194,7 +194,7 @@ def plain_values(value: Any) -> Any:
 
 @contextmanager
 def plain_attributes(module: nn.Module) -> Generator[None]:
-    """Makes what a forward wrote into its module plain at the end: a symbol has no meaning in another graph."""
+    """Makes plain at the end what a forward kept on its module: symbols mean nothing in another graph."""
     before = dict(vars(module))
     try:
         yield
