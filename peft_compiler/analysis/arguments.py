@@ -175,8 +175,10 @@ def _future(config: Config, generator: torch.Generator) -> Tensor:
 
 
 def _time_features(config: Config, generator: torch.Generator) -> Tensor:
-    length = _series(config, generator).shape[1]
-    return torch.randn(BATCH, length, config.number(1, "num_time_features"), generator=generator)
+    length, features = _series(config, generator).shape[1], config.find("num_time_features")
+    # A model of none takes an empty one.
+    width = features if isinstance(features, int) else 1
+    return torch.randn(BATCH, length, width, generator=generator)
 
 
 def _future_features(config: Config, generator: torch.Generator) -> Tensor:

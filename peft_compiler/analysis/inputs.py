@@ -96,6 +96,7 @@ def _of_config(model: nn.Module) -> Iterator[dict[str, Any]]:
         chosen = _chosen([name for name in names if name in arguments], required, config, generator)
         yield chosen
         yield from _with_other_axes(chosen, config)
+        yield from _with_other_widths(chosen, model, generator)
         yield from _packed(chosen, grids, config, generator)
         found = {name: mask for name in masks if (mask := mask_for(name, chosen)) is not None}
         yield {**chosen, **found} if found else {}
@@ -127,6 +128,19 @@ def _with_other_axes(chosen: Mapping[str, Tensor], config: Config) -> Iterator[d
             yield {**chosen, "pixel_values": images.unsqueeze(1).repeat(1, count, 1, 1, 1)}
     if sound is not None and sound.dim() == 2:
         yield {**chosen, "input_values": sound.unsqueeze(1)}
+
+
+def _with_other_widths(
+    chosen: Mapping[str, Tensor], model: nn.Module, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the same inputs with a spectrogram as wide as what the first parameters take."""
+    features = chosen.get("input_features")
+    if features is None or features.dim() != 3:
+        return
+    for width in _widths(model):
+        if width != features.shape[-1]:
+            other = torch.randn(*features.shape[:-1], width, generator=generator)
+            yield {**chosen, "input_features": other}
 
 
 def _packed(

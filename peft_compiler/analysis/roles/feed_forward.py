@@ -1,6 +1,6 @@
 """The branches that are no attention: feed-forward layers, plain, gated or of experts, and mixers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -53,15 +53,42 @@ def find_branches(
     probe: RowProbe,
 ) -> tuple[Branch, ...]:
     """Returns every feed-forward layer and mixer that joins the stream, in order of execution."""
-    found: dict[fx.Node, Branch] = {}
+    found: dict[fx.Node, Branch | None] = {}
+    nearby: dict[fx.Node, Branch] = {}
     for residual in residuals.values():
         ends = behind(flow, residual.branch, residual.floor)
         for down in ends.linears:
-            if down not in attention_outputs and down not in found:
+            if down in attention_outputs:
+                found[down] = None
+            elif down not in found:
                 branch = _as_branch(flow, residual, residuals, down, ends, probe)
                 if branch is not None:
                     found[down] = branch
-    return tuple(found.values())
+                    if branch.role is Role.MIXER and _mixes_only_nearby(flow, branch):
+                        mixed = frozenset(branch.parts[1].way)
+                        other = _as_branch(flow, residual, residuals, down, ends, probe, mixed)
+                        nearby |= {down: other} if other is not None else {}
+    return tuple(_stands_for(found, nearby))
+
+
+def _stands_for(found: Mapping[fx.Node, Branch | None], nearby: Mapping[fx.Node, Branch]) -> Iterator[Branch]:
+    """Yields the branches; what mixes only neighbours between two attentions is the feed-forward layer.
+
+    SegFormer has a depthwise convolution in its feed-forward layers; one beside a feed-forward
+    layer, as in a Conformer, is a mixer. None stands for attention in `found`.
+    """
+    branches = list(found.values())
+    around = [None, *branches, None]
+    for place, (down, branch) in enumerate(found.items()):
+        attends = place > 0 and around[place] is None and around[place + 2] is None
+        if branch is not None:
+            yield nearby[down] if attends and down in nearby else branch
+
+
+def _mixes_only_nearby(flow: Dataflow, branch: Branch) -> bool:
+    """Whether all that mixes positions in a branch is depthwise convolutions."""
+    mixing = branch.parts[1].way
+    return all(kind(node) in CONVOLUTIONS and node not in flow.linears for node in mixing)
 
 
 def _as_branch(
@@ -71,13 +98,15 @@ def _as_branch(
     down: fx.Node,
     ends: Behind,
     probe: RowProbe,
+    mixed: frozenset[fx.Node] = frozenset(),
 ) -> Branch | None:
+    """Returns the branch that ends in `down`, if it is one; what is in `mixed` does not make it a mixer."""
     linear = flow.linears[down]
     inner = behind(flow, linear.data, residual.floor)
     if not inner.linears:
         return None
     way = ends.way(down)
-    mixing = _mixing(flow, linear, inner)
+    mixing = tuple(node for node in _mixing(flow, linear, inner) if node not in mixed)
     if mixing:
         inputs = _first_linears(flow, residual, linear.data)
         parts = [Part(Role.MIXER_INPUT, entry, None, mixing) for entry in inputs]

@@ -15,6 +15,7 @@ ELSEWHERE = -1.0
 
 _LARGEST_PROBE = 30_000_000
 _WRITES = frozenset({"setitem", "copy"})
+_MAXIMA = frozenset({"max", "amax", "max_pool1d", "max_pool2d", "max_pool3d"})
 
 
 # Beyond this many, what an element was computed from is taken to be unknown.
@@ -66,10 +67,31 @@ def replay(probe: Mapping[fx.Node, Tensor], ops: Iterable[fx.Node], target: fx.N
         if kind(node) in CREATIONS:
             values[node] = (torch.full(fact(node).shape, ELSEWHERE),)
         elif any(source in values for source in node.all_input_nodes):
-            origins = _moved(node, values) if _moves(node) else _computed(node, values)
+            origins = _arrived(node, values)
             if origins is not None:
                 values[node] = origins
     return values.get(target, ())
+
+
+def _arrived(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins | None:
+    if kind(node) in _MAXIMA:
+        return _pooled(node, values)
+    return _moved(node, values) if _moves(node) else _computed(node, values)
+
+
+def _pooled(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
+    """Returns where maxima come from, if all that each was chosen from came from one place."""
+    known = {source: values[source] for source in node.all_input_nodes if source in values}
+    if not all(isinstance(each, Tensor) for origins in known.values() for each in origins):
+        return ()
+    highest = _moved(node, known)
+    lowest = _moved(node, {source: tuple(-each for each in origins) for source, origins in known.items()})
+    pairs = list(zip(map(_maxima, highest), map(_maxima, lowest), strict=True))
+    return highest if all(torch.equal(high, -low) for high, low in pairs) else ()
+
+
+def _maxima(found: Any) -> Tensor:
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def _moves(node: fx.Node) -> bool:

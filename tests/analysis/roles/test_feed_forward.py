@@ -101,3 +101,29 @@ def test_two_layers_side_by_side_join_one_after_the_other() -> None:
     edges = [site.place for site in sites if site.role is Role.FEED_FORWARD]
     assert [edge.operand for edge in edges if isinstance(edge, Edge)] == [1, 1]
     assert len({edge.anchor for edge in edges if isinstance(edge, Edge)}) == 2
+
+
+class Neighbours(nn.Module):
+    """Attention, then a branch with a depthwise convolution, as in SegFormer; and a third branch if wanted."""
+
+    def __init__(self, third: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.o = nn.Linear(WIDTH, WIDTH)
+        self.a, self.c = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+        self.near = nn.Conv1d(INNER, INNER, 3, padding=1, groups=INNER)
+        self.b, self.d = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+        self.third = third
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.o(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+        x = x + self.c(F.gelu(self.near(self.a(x).mT).mT))
+        return x + self.d(F.gelu(self.b(x))) if self.third else x
+
+
+@pytest.mark.parametrize("third", [False, True], ids=["between attentions", "beside a feed-forward layer"])
+def test_a_depthwise_convolution_mixes_only_beside_a_feed_forward_layer(third: bool) -> None:
+    model = nn.Sequential(Neighbours(third), Neighbours(third))
+    roles = {site.path: site.role for site in find_sites(model, torch.ones(2, 5, WIDTH))}
+    outer, inner = (Role.UP, Role.DOWN) if not third else (Role.MIXER_INPUT, Role.MIXER_OUTPUT)
+    assert all((roles[f"{layer}.a"], roles[f"{layer}.c"]) == (outer, inner) for layer in (0, 1))

@@ -45,6 +45,11 @@ def normalised(x: Tensor) -> tuple[Tensor, ...]:
     return q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + 1e-6), F.layer_norm(k, (WIDTH,)), v
 
 
+def largest_of_two_positions(x: Tensor) -> tuple[Tensor, ...]:
+    q, k, v = thirds(x)
+    return torch.stack((q, q.roll(1, 2))).amax(0), k, v
+
+
 def written_into_place(x: Tensor) -> tuple[Tensor, ...]:
     q, k, v = thirds(x)
     filled = torch.zeros(BATCH, HEADS, LENGTH, WIDTH, device=x.device)
@@ -100,6 +105,7 @@ def rows_with_a_gradient(split: Callable[[Tensor], tuple[Tensor, ...]], place: i
         rotated,
         rotated_as_complex_numbers,
         normalised,
+        largest_of_two_positions,
         written_into_place,
         written_through_views,
         summed,
@@ -128,7 +134,11 @@ def test_rows_that_cannot_be_followed_give_no_site_but_a_reason() -> None:
         filled[..., :].copy_(q + k * 0.5)
         return filled, k, v
 
-    for split in (partly_pooled, sum_written):
+    def largest_of_two_features(x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = thirds(x)
+        return F.max_pool2d(q.repeat(1, 1, 1, 2), (1, 2)), k, v
+
+    for split in (partly_pooled, sum_written, largest_of_two_features):
         sites = find_sites(Attends(split), torch.ones(BATCH, LENGTH, HIDDEN))
         assert Role.QUERY not in {site.role for site in sites}
     sites = find_sites(Attends(pooled), torch.ones(BATCH, LENGTH, HIDDEN))
