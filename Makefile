@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-smollm2 test mutants bench clean
+.PHONY: demo demo-smollm2 test mutants bench coverage clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.encoder ## fine-tune a real encoder on real sentences
@@ -25,6 +25,9 @@ mutants: $(VENV)/.installed ## break the code on purpose; each break must be cau
 
 bench: $(VENV)/.installed ## process CPU time against the frozen base and against peft
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --write
+
+coverage: $(VENV)/.installed ## every model type of transformers; resumes where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -51,7 +51,8 @@ def _cut_one(config: Any) -> None:
             if value == length:
                 setattr(config, name, len(kept))
         for name, value in fields.items():
-            if isinstance(value, (list, tuple, str)) and len(value) == length:
+            is_word = isinstance(value, str) and not _KIND_LISTS.search(name)
+            if isinstance(value, (list, tuple, str)) and len(value) == length and not is_word:
                 shorter = [value[index] for index in kept]
                 setattr(config, name, "".join(shorter) if isinstance(value, str) else type(value)(shorter))
             elif _is_index_list(name, value, length):
@@ -79,7 +80,7 @@ def _lengths_of_kind_lists(fields: dict[str, Any]) -> list[int]:
 
 def _kept_layers(fields: dict[str, Any], length: int) -> list[int]:
     """Returns the layers to keep: the first of each kind, then the first ones, in order."""
-    lists = [value for value in fields.values() if _says_kinds(value, length)]
+    lists = [value for name, value in fields.items() if _says_kinds(name, value, length)]
     kinds = [str([each[index] for each in lists]) for index in range(length)]
     firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     if len(firsts) > DEPTH:
@@ -93,7 +94,9 @@ def _firsts(values: Any) -> Iterator[int]:
     yield from (told.index(value) for value in dict.fromkeys(told))
 
 
-def _says_kinds(value: Any, length: int) -> bool:
+def _says_kinds(name: str, value: Any, length: int) -> bool:
+    if isinstance(value, str) and not _KIND_LISTS.search(name):
+        return False
     if not isinstance(value, (list, tuple, str)) or len(value) != length:
         return False
     return len({str(each) for each in value}) <= _MOST_KINDS

@@ -13,6 +13,7 @@ from benchmarks.coverage.completing import complete, without_timm
 from benchmarks.coverage.depth import configs_of, cut
 from benchmarks.coverage.targets import Target
 from benchmarks.coverage.widths import renumber_tokens, shrink, shrink_vocabulary
+from peft_compiler.analysis.meta_mode import MetaFloats
 
 MOST_PARAMETERS = 250_000_000
 """What fits in memory beside its copies when promises are checked."""
@@ -43,6 +44,11 @@ def _small_with_images(config: Any) -> None:
     shrink(config, images=False)
 
 
+def _small_with_heads(config: Any) -> None:
+    cut(config)
+    shrink(config, images=False, heads=8)
+
+
 def _few_words(config: Any) -> None:
     cut(config)
     shrink_vocabulary(config)
@@ -54,6 +60,7 @@ ON_META: dict[str, Callable[[Any], None]] = {"few layers": _few_layers, "default
 WITH_WEIGHTS: dict[str, Callable[[Any], None]] = {
     "small": _small,
     "small, images of full size": _small_with_images,
+    "small, eight heads": _small_with_heads,
     "few layers, small vocabulary": _few_words,
     "few layers": _few_layers,
     "default": _as_it_is,
@@ -137,8 +144,11 @@ def _model(target: Target, config: Any, device: str) -> nn.Module:
     if device != "meta":
         _check_size(target, config)
     torch.manual_seed(0)
-    with torch.device(device):
-        return target.model_class(config).eval()
+    if device == "meta":
+        # What a model computes of its sizes stays real.
+        with torch.device(device), MetaFloats():
+            return target.model_class(config).eval()
+    return target.model_class(config).eval()
 
 
 def _check_size(target: Target, config: Any) -> None:

@@ -107,7 +107,9 @@ def outcome(row: Row) -> str:
         return "not run"
     if row["planned"]:
         return "refused by the plan" if row["sentence"] else "nothing to adapt"
-    if not row.get("runs_with_weights"):
+    if "runs_with_weights" not in row:
+        return "planned"
+    if not row["runs_with_weights"]:
         return "planned; no small model runs"
     if row.get("refused"):
         return "refused when compiled"

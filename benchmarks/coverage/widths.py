@@ -10,9 +10,10 @@ from benchmarks.coverage.depth import configs_of
 VOCABULARY = 512
 _EXPERTS, _PATCHES = 8, 4
 
-_HEADS = re.compile(r"(^|_)n?_?heads?$")
+_HEADS = re.compile(r"(^|_)(heads|n_head|nhead)$")
 _KEY_HEADS = re.compile(r"(kv|key_value).*heads?$|heads?_kv$|n_head_kv")
 _WIDTHS = re.compile(r"(size|dim|width|channels|embd|model|inner|ff|filters|units|features|d_inner)$")
+_INNER = re.compile(r"intermediate|ffn|d_ff|n_inner")
 _NOT_WIDTHS = re.compile(
     r"head|vocab|patch|image|img|kernel|window|chunk|batch|block|tile|crop|grid|num_|max_|context|sampl|state"
     r"|rotary|rope|rank|cache|pool|stride|in_chan|mel|codebook|time|input_size|lag|predict|group|kv|memory"
@@ -27,10 +28,10 @@ _STATE_GROUPS = re.compile(r"(^|_)n_?groups$|num_groups$")
 _TOKENS = re.compile(r"token(_id|_ids|_index|_idx)?$|_token_id_?\w*$|^(bos|eos|pad|sep|mask)\w*_id$")
 
 
-def shrink(config: Any, images: bool) -> None:
-    """Shrinks a config and those within it in place, images only if wanted."""
+def shrink(config: Any, images: bool, heads: int = 2) -> None:
+    """Shrinks a config and those within it in place to no fewer `heads`, images only if wanted."""
     configs = configs_of(config)
-    factor = _factor(configs)
+    factor = _factor(configs, heads)
     for each in configs:
         for name, value in list(vars(each).items()):
             if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
@@ -40,8 +41,8 @@ def shrink(config: Any, images: bool) -> None:
     shrink_vocabulary(config)
 
 
-def _factor(configs: list[Any]) -> int:
-    """Returns the largest number that divides all heads and leaves at least two of them."""
+def _factor(configs: list[Any], fewest: int) -> int:
+    """Returns the largest number that divides all heads and leaves at least the fewest of them."""
     heads = [
         value
         for config in configs
@@ -51,7 +52,8 @@ def _factor(configs: list[Any]) -> int:
     if not heads:
         return 1
     common = math.gcd(*heads)
-    return max(each for each in range(1, common + 1) if common % each == 0 and min(heads) // each >= 2)
+    fitting = (each for each in range(1, common + 1) if common % each == 0 and min(heads) // each >= fewest)
+    return max(fitting, default=1)
 
 
 def _is_heads(name: str) -> bool:
@@ -63,6 +65,8 @@ def _shrunk(name: str, value: int, factor: int) -> int:
         return max(1, value // factor)
     if _is_heads(name) and value > 1:
         return value // factor
+    if _INNER.search(name) and value > 16:
+        return max(16, value // factor // 8 * 8)  # grouped products want rows of whole vectors
     if _WIDTHS.search(name) and not _NOT_WIDTHS.search(name) and value % factor == 0 and value // factor >= 4:
         return value // factor
     for pattern, most in ((_EXPERT_COUNTS, _EXPERTS), (_CHOSEN, 2), (_GROUPS, 1), (_STATE_GROUPS, 1)):

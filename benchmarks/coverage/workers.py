@@ -21,7 +21,7 @@ class Limits:
         memory: Bytes of address space.
     """
 
-    processor_seconds: int = 150
+    processor_seconds: int = 90
     wall_seconds: int = 500
     memory: int = 9 * 2**30
 

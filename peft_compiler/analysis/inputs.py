@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from peft_compiler.analysis.arguments import (
     BATCH,
+    GRID,
     LENGTH,
     SMALLEST_IMAGE,
     Config,
@@ -97,7 +98,7 @@ def _of_config(model: nn.Module) -> Iterator[dict[str, Any]]:
         yield chosen
         yield from _with_other_axes(chosen, config)
         yield from _with_other_widths(chosen, model, generator)
-        yield from _packed(chosen, grids, config, generator)
+        yield from _packed(chosen, grids, config, model, generator)
         found = {name: mask for name in masks if (mask := mask_for(name, chosen)) is not None}
         yield {**chosen, **found} if found else {}
 
@@ -144,13 +145,18 @@ def _with_other_widths(
 
 
 def _packed(
-    chosen: Mapping[str, Tensor], grids: list[str], config: Config, generator: torch.Generator
+    chosen: Mapping[str, Tensor],
+    grids: list[str],
+    config: Config,
+    model: nn.Module,
+    generator: torch.Generator,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the same inputs with images as a row of patches, where forward asks for their grid."""
     images = next((name for name in ("pixel_values", "hidden_states") if name in chosen), None)
     if images is None or not grids:
         return
-    for patches in packed_patches(config, generator):
+    of_widths = (torch.randn(GRID * GRID, width, generator=generator) for width in _widths(model))
+    for patches in (*packed_patches(config, generator), *of_widths):
         yield {**chosen, images: patches, grids[0]: patch_grid()}
 
 
