@@ -38,7 +38,7 @@ def main() -> None:
     wanted = [
         name
         for name in arguments.types or targets
-        if arguments.again or rows.get(name, {}).get("code") != code
+        if arguments.again or not _is_done(rows.get(name, {}), code, not arguments.without_weights)
     ]
     for name, row in _examined(wanted, targets, arguments):
         rows[name] = row | {"code": code}
@@ -48,6 +48,12 @@ def main() -> None:
     page = arguments.report or (REPORT if arguments.results == RESULTS else None)
     if page is not None:
         page.write_text(report(rows.values(), _versions()))
+
+
+def _is_done(row: dict[str, Any], code: str, weights: bool) -> bool:
+    """Whether a row is of this code, and has what needs weights if that is wanted and can be had."""
+    lacks_weights = weights and row.get("ran", False) and "held" not in row
+    return row.get("code") == code and not lacks_weights
 
 
 def _examined(

@@ -1,0 +1,135 @@
+"""The coverage benchmark: a fixed sample of its rows, and what it derives from the fields of a config."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BambaConfig, GPT2Config, JambaConfig, LlamaConfig, Qwen2VLConfig
+
+from benchmarks.coverage.depth import DEPTH, cut
+from benchmarks.coverage.oracle import roles_by_name
+from benchmarks.coverage.report import report
+from benchmarks.coverage.results import code_digest, read_rows
+from benchmarks.coverage.targets import all_targets
+from benchmarks.coverage.widths import VOCABULARY, shrink
+from benchmarks.coverage.workers import Limits, run_all
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = (
+    "albert", "bert", "deepseek_v3", "gpt2", "hiera", "jamba", "llama", "mamba", "mixtral", "patchtst",
+    "qwen2_5_vl_vision", "segformer", "siglip2_vision_model", "t5", "vit", "wav2vec2", "xlnet",
+)  # fmt: skip
+"""Every kind of model, and layouts that were hard to get right."""
+
+
+def test_a_sample_of_types_gives_the_rows_that_it_gave(
+    tmp_path: Path, golden: Callable[[str, str], None]
+) -> None:
+    results, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    command = [sys.executable, "-m", "benchmarks.coverage", *SAMPLE]
+    command += ["--results", str(results), "--report", str(page)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    shown = page.read_text()
+    golden("coverage_sample.md", shown[shown.index("| type |") :].rstrip())
+    before = results.stat().st_mtime_ns
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    assert read_rows(results).keys() == set(SAMPLE)
+    assert all(row["code"] == code_digest() for row in read_rows(results).values())
+    assert page.read_text() == shown  # nothing was left to do
+    assert results.stat().st_mtime_ns >= before
+
+
+def test_every_type_has_a_class() -> None:
+    targets = all_targets()
+    assert len(targets) > 600
+    assert (targets["llama"].class_name, targets["t5"].kind) == ("LlamaForCausalLM", "seq2seq")
+    assert targets["vit"].known_kind == "vision"
+
+
+def test_a_cut_config_keeps_every_kind_of_layer() -> None:
+    jamba = JambaConfig()
+    cut(jamba)
+    assert len(set(jamba.layers_block_type)) == 2
+    llama = LlamaConfig(num_hidden_layers=3)
+    cut(llama)
+    assert llama.num_hidden_layers == 3
+    bamba = BambaConfig(num_hidden_layers=8, attn_layer_indices=[5])
+    cut(bamba)
+    assert len(set(bamba.layers_block_type)) == 2
+    gpt2 = GPT2Config()
+    cut(gpt2)
+    assert gpt2.n_layer == DEPTH
+
+
+def test_a_small_config_keeps_what_belongs_together() -> None:
+    config = Qwen2VLConfig()
+    shrink(config, images=True)
+    text, vision = config.text_config, config.vision_config
+    assert text.vocab_size == VOCABULARY
+    assert vision.hidden_size == text.hidden_size  # what one gives is what the other takes
+    tokens = [config.image_token_id, config.video_token_id]
+    assert len(set(tokens)) == 2
+    assert all(token < VOCABULARY for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", {"q"}),
+        ("h.0.attn.c_attn.weight", {"q", "k", "v"}),
+        ("encoder.layer.0.attention.output.dense.weight", {"o"}),
+        ("encoder.layer.0.output.dense.weight", {"down"}),
+        ("layers.0.mlp.gate_up_proj.weight", {"up"}),
+        ("model.layers.0.mlp.gate.weight", set()),
+        ("lm_head.weight", set()),
+        ("mask_head.fc1.weight", set()),
+    ],
+)
+def test_names_tell_roles(name: str, roles: set[str]) -> None:
+    assert roles_by_name(name) == roles
+
+
+def work(item: str) -> dict[str, Any]:
+    if item == "crashes":
+        os._exit(3)
+    if item == "hangs":
+        time.sleep(60)
+    if item == "spins":
+        while True:
+            pass
+    return {"item": item}
+
+
+def test_a_worker_that_ends_early_or_never_is_a_result_too() -> None:
+    limits = Limits(processor_seconds=1, wall_seconds=8)
+    found = dict(run_all(work, ["fine", "crashes", "hangs", "spins"], 2, limits))
+    assert found["fine"] == {"item": "fine"}
+    assert "exit 3" in str(found["crashes"])
+    assert "exit -9" in str(found["hangs"])
+    assert "exit -24" in str(found["spins"])
+
+
+def test_the_report_says_what_was_refused_and_why() -> None:
+    row = {
+        "type": "example",
+        "kind": "causal",
+        "built": True,
+        "ran": True,
+        "inputs": "derived",
+        "attention": True,
+        "sites": {"attention.query": 4},
+        "oracle": {"missing": ["v: h.#.v"], "mixer": [], "wrong": [], "unnamed": []},
+        "planned": "PlanError: no v",
+        "sentence": "LoRA r=8 on q,v",
+        "does_not_apply": [],
+    }
+    page = report([json.loads(json.dumps(row))], "torch")
+    assert "| example | causal | 4 / 0 / 0 / 0 | 1 missing | refused by the plan | PlanError: no v |" in page
+    assert "- example, missing: `v: h.#.v`" in page
