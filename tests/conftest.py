@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.shape_checks import check_shapes
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from this run")
+
+
+def pytest_configure() -> None:
+    check_shapes()
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ class GatedKeysAndValues(nn.Module):
         self.gate = gate
 
     @override
-    def forward(self, x: Float[Tensor, "*batch d"]) -> KeysAndValues:
+    def forward(self, x: Float[Tensor, "*axes d"]) -> KeysAndValues:
         keys, values = self.prefix()
         gates = self.gate(x).flatten()[:, None, None, None]
         return gates * keys, gates * values

@@ -136,4 +136,15 @@ METHODS = (
         "if False and",
         "methods/test_refused.py::test_what_cannot_be_anywhere_is_refused",
     ),
+    Mutant(
+        "a shape is as its annotation says",
+        "methods/_bottleneck.py",
+        """    @override
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.up(""",
+        """    @override
+    def forward(self, x: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d"]:
+        return self.up(""",
+        "test_shape_checks.py::test_what_says_shapes_is_checked",
+    ),
 )
