@@ -83,7 +83,7 @@ REWRITING = (
     Mutant(
         "a batch has each row once for each member of an ensemble",
         "lowering/extend_input.py",
-        "            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument))\n",
+        "            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument, bool(place.readers)))\n",
         "",
         "lowering/test_ensembles.py",
     ),
