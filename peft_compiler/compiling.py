@@ -12,7 +12,7 @@ from peft_compiler.analysis.find_sites import sites_of
 from peft_compiler.analysis.module_graph import ModuleGraph
 from peft_compiler.errors import PlanError
 from peft_compiler.lowering.compilation import is_compiled
-from peft_compiler.lowering.lower import lower
+from peft_compiler.lowering.lower import AnyModule, lower
 from peft_compiler.plan import Plan
 from peft_compiler.planning import make_plan
 from peft_compiler.site import Site
@@ -24,13 +24,13 @@ Source = Spec | Mapping[str, Any] | Path | str
 
 
 def compile(
-    model: nn.Module,
+    model: AnyModule,
     spec: Source,
     example_inputs: Any = None,
     seed: int = 0,
     tokenizer: Any = None,
     shared_with: nn.Module | None = None,
-) -> nn.Module:
+) -> AnyModule:
     """Returns `model` rewritten by `spec`, with everything but the inserted parameters frozen.
 
     The result shares the weights of `model`, is an instance of its class and of

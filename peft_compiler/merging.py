@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from peft_compiler.errors import MergeError
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.lowering.lower import base_of
+from peft_compiler.lowering.lower import AnyModule, base_of
 from peft_compiler.methods import NoMerge, Wiring
 from peft_compiler.methods._weights import TRANSPOSED, as_matrix
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Place, Projection, Whole
 
 
-def merge(tuned: nn.Module, untie: bool = False) -> nn.Module:
+def merge(tuned: AnyModule, untie: bool = False) -> AnyModule:
     """Returns a plain model of the original class, with every insertion folded into its weights.
 
     Changed parameters have storage of their own, the others share it with `tuned`, which

@@ -18,6 +18,7 @@ from peft_compiler.interchange.fingerprint import Fingerprint
 from peft_compiler.interchange.manifest import MANIFEST, TENSORS, Manifest
 from peft_compiler.interchange.save import inserted_state
 from peft_compiler.lowering.compilation import compilation_of
+from peft_compiler.lowering.lower import AnyModule
 
 LIMIT = 16 * 2**20
 """Bytes that a manifest or the header of a tensor file may have."""
@@ -51,8 +52,8 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
 
 
 def load(
-    model: nn.Module, folder: str | Path, example_inputs: Any = None, shared_with: nn.Module | None = None
-) -> nn.Module:
+    model: AnyModule, folder: str | Path, example_inputs: Any = None, shared_with: nn.Module | None = None
+) -> AnyModule:
     """Returns `model` compiled as the saved model was, with the saved parameters.
 
     `model` stays as it was. The files are checked in full before anything is read into memory.

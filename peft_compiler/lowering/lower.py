@@ -4,7 +4,7 @@ import copy
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,17 @@ from peft_compiler.methods._prompts import StartsAtWords
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
 from peft_compiler.site import Projection, Site
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+"""The class of a model, which what is made of it has too."""
+
 
 def lower(
-    model: nn.Module,
+    model: AnyModule,
     plan: Plan,
     seed: int,
     example_inputs: Mapping[str, Any],
     shared_with: nn.Module | None = None,
-) -> nn.Module:
+) -> AnyModule:
     """Returns a model that shares the weights of `model` and holds the insertions of `plan`.
 
     Only the inserted parameters require gradients. Each insertion draws from a generator of
@@ -60,7 +63,7 @@ def lower(
     return compiled
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
+def shared_copy(model: AnyModule) -> AnyModule:
     """Returns a copy of `model` on the storage of its parameters, frozen; buffers are copied."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -71,7 +74,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def base_of(compiled: nn.Module) -> nn.Module:
+def base_of(compiled: AnyModule) -> AnyModule:
     """Returns a plain model of the original classes, without insertions, on the same weights."""
     base = shared_copy(compiled)
     base.__dict__.pop("compilation", None)

@@ -83,8 +83,8 @@ REWRITING = (
     Mutant(
         "a batch has each row once for each member of an ensemble",
         "lowering/extend_input.py",
-        "            yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument, bool(place.readers)))\n",
-        "",
+        "Batch(len(prompts), place.argument, bool(place.readers))",
+        "Batch(1, place.argument, bool(place.readers))",
         "lowering/test_ensembles.py",
     ),
     Mutant(
