@@ -69,8 +69,8 @@ PROMISES = (
     Mutant(
         "loading fills in the parameters",
         "interchange/load.py",
-        "tensor.copy_(saved[name])",
-        "saved[name].copy_(tensor)",
+        "state[name].copy_(saved[name])",
+        "saved[name].copy_(state[name])",
         f"{LOAD}::test_what_is_loaded_is_what_was_saved",
     ),
     Mutant(
