@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ADAPTERS := .venv-adapters
+EXCHANGED := build/adapters_oracle
 
-.PHONY: demo demo-smollm2 test mutants bench coverage clean
+.PHONY: demo demo-smollm2 test mutants bench coverage adapters-oracle clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.encoder ## fine-tune a real encoder on real sentences
@@ -29,8 +31,14 @@ bench: $(VENV)/.installed ## process CPU time against the frozen base and agains
 coverage: $(VENV)/.installed ## every model type of transformers; resumes where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
 
+# The adapters library is tied to an older transformers: it runs in an environment of its own, and leaves files.
+adapters-oracle: $(VENV)/.installed $(ADAPTERS)/.installed ## compare with the adapters library; many minutes
+	rm -rf $(EXCHANGED)
+	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m benchmarks.adapters_oracle.reference $(EXCHANGED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.adapters_oracle.report $(EXCHANGED) --write
+
 clean: ## forget the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ADAPTERS) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, so that pip picks the build that the machine is set up for.
@@ -38,6 +46,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0 setuptools
 	$(INSTALL) --no-build-isolation --editable '.[demo,dev]'
+	touch $@
+
+$(ADAPTERS)/.installed: PINNED := benchmarks/adapters_oracle/constraints.txt
+$(ADAPTERS)/.installed: benchmarks/adapters_oracle/constraints.txt
+	$(PYTHON) -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(PINNED) adapters
 	touch $@
 
 # What the demos read is fetched when they are installed, so that they run without a network.

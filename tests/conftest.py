@@ -12,6 +12,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from this run")
+    parser.addoption(
+        "--adapters-oracle",
+        type=Path,
+        metavar="FOLDER",
+        help="compare with what the adapters library wrote there, by benchmarks.adapters_oracle.reference",
+    )
 
 
 def pytest_configure() -> None:
