@@ -131,4 +131,25 @@ REWRITING = (
         "beam_idx[:, None] + ",
         "lowering/test_ensembles.py::test_a_beam_search_scores_by_the_mean_of_the_members",
     ),
+    Mutant(
+        "what a forward keeps on its module is plain",
+        "lowering/symbols.py",
+        "vars(module)[name] = plain_values(value)",
+        "vars(module)[name] = value",
+        "lowering/test_trace.py::test_what_a_forward_keeps_on_its_module_is_plain",
+    ),
+    Mutant(
+        "a convolution beside a feed-forward layer is a mixer",
+        "analysis/roles/feed_forward.py",
+        "attends = place > 0 and around[place] is None and around[place + 2] is None",
+        "attends = True",
+        "analysis/roles/test_feed_forward.py::test_a_depthwise_convolution_mixes_only_beside_a_feed_forward_layer",
+    ),
+    Mutant(
+        "rows under a maximum over features are unknown",
+        "analysis/roles/replay.py",
+        "return highest if all(torch.equal(high, -low) for high, low in pairs) else ()",
+        "return highest",
+        "analysis/roles/test_fused_rows.py::test_rows_that_cannot_be_followed_give_no_site_but_a_reason",
+    ),
 )

@@ -104,7 +104,7 @@ def test_two_layers_side_by_side_join_one_after_the_other() -> None:
 
 
 class Neighbours(nn.Module):
-    """Attention, then a branch with a depthwise convolution, as in SegFormer; and a third branch if wanted."""
+    """Attention, a branch with a depthwise convolution as in SegFormer, and a third branch if wanted."""
 
     def __init__(self, third: bool) -> None:
         super().__init__()
