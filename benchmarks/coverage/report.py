@@ -42,10 +42,12 @@ def report(rows: Iterable[Row], versions: str) -> str:
 
 
 def _totals(rows: list[Row]) -> list[str]:
-    tried = [row for row in rows if row.get("ran")]
+    tried = [row for row in rows if "attention" in row]
     attending = [row for row in tried if row["attention"]]
     others = [row for row in tried if not row["attention"]]
-    with_weights = [row for row in attending if row.get("runs_with_weights")]
+    weighed = [row for row in attending if "runs_with_weights" in row]
+    with_weights = [row for row in weighed if row["runs_with_weights"]]
+    others = [row for row in others if "runs_with_weights" in row]
     language = [row for row in tried if row["kind"] in LANGUAGE]
     rest = [row for row in tried if row["kind"] not in LANGUAGE]
     lines: list[tuple[str, str]] = [
@@ -58,9 +60,10 @@ def _totals(rows: list[Row]) -> list[str]:
         ("roles as the names have them, others", _share(rest, rest, roles_agree)),
         ("a role that a name contradicts", str(sum(bool(row["oracle"]["wrong"]) for row in tried))),
         ("sentence planned, with attention", _share(attending, attending, lambda row: row["planned"] == "")),
-        ("a small model with weights runs, with attention", _share(attending, attending, _runs)),
+        ("of those tried so far with weights", str(len(weighed))),
+        ("a small model with weights runs", _share(weighed, weighed, _runs)),
         ("sentence held, of those", _share(with_weights, with_weights, lambda row: bool(row.get("held")))),
-        ("what applies held, without attention", _share(others, others, lambda row: bool(row.get("held")))),
+        ("what applies held, without attention, tried so far", _share(others, others, lambda row: bool(row.get("held")))),
     ]
     return ["| | |", "| --- | --- |", *(f"| {what} | {number} |" for what, number in lines)]
 
