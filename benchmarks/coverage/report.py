@@ -62,8 +62,8 @@ def _totals(rows: list[Row]) -> list[str]:
         ("sentence planned, with attention", _share(attending, attending, lambda row: row["planned"] == "")),
         ("of those tried so far with weights", str(len(weighed))),
         ("a small model with weights runs", _share(weighed, weighed, _runs)),
-        ("sentence held, of those", _share(with_weights, with_weights, lambda row: bool(row.get("held")))),
-        ("what applies held, without attention, tried so far", _share(others, others, lambda row: bool(row.get("held")))),
+        ("sentence held, of those", _share(with_weights, with_weights, _held)),
+        ("what applies held, without attention, tried so far", _share(others, others, _held)),
     ]
     return ["| | |", "| --- | --- |", *(f"| {what} | {number} |" for what, number in lines)]
 
@@ -71,6 +71,10 @@ def _totals(rows: list[Row]) -> list[str]:
 def _share(rows: list[Row], of: list[Row], holds: Callable[[Row], bool]) -> str:
     count = sum(map(holds, rows))
     return f"{count} of {len(of)} ({count / len(of):.1%})" if of else "0 of 0"
+
+
+def _held(row: Row) -> bool:
+    return bool(row.get("held"))
 
 
 def _runs(row: Row) -> bool:

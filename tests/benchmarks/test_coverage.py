@@ -69,11 +69,13 @@ def test_a_cut_config_keeps_every_kind_of_layer() -> None:
 
 
 def test_a_small_config_keeps_what_belongs_together() -> None:
-    config = Qwen2VLConfig()
+    default, config = Qwen2VLConfig(), Qwen2VLConfig()
     shrink(config, images=True)
     text, vision = config.text_config, config.vision_config
     assert text.vocab_size == VOCABULARY
-    assert vision.hidden_size == text.hidden_size  # what one gives is what the other takes
+    assert text.hidden_size < default.text_config.hidden_size
+    factor = default.text_config.hidden_size // text.hidden_size
+    assert vision.hidden_size * factor == default.vision_config.hidden_size
     tokens = [config.image_token_id, config.video_token_id]
     assert len(set(tokens)) == 2
     assert all(token < VOCABULARY for token in tokens)
