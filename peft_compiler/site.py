@@ -224,6 +224,21 @@ Place = Projection | Edge | Core | Whole | Input
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """The blocks that a place is among, and where the states of a sequence come out of them.
+
+    Attributes:
+        path: The innermost module that runs all of them and is called once.
+        states: The one whose result begins with what the last block gives, normed where it is.
+        width: Size of a state.
+    """
+
+    path: str
+    states: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """One place of a model, described well enough to plan without the model.
 
@@ -245,6 +260,7 @@ class Site:
             the examples, where the others before the last count positions; None where the run
             does not tell.
         positions: Positions of the longest input that reaches it, where its tower looks them up in a table.
+        stack: The blocks that it is among; None where there are none, or it does not see their positions.
     """
 
     role: Role
@@ -261,6 +277,7 @@ class Site:
     number: int = 0
     batch_axis: int | None = None
     positions: int | None = None
+    stack: Stack | None = None
 
     @property
     def rows(self) -> Rows | None:

@@ -20,6 +20,7 @@ from peft_compiler.analysis.roles.linears import find_dataflow
 from peft_compiler.analysis.roles.norms import find_norms
 from peft_compiler.analysis.roles.residuals import find_residuals
 from peft_compiler.analysis.roles.routers import find_routers
+from peft_compiler.analysis.roles.stacks import find_stacks
 from peft_compiler.analysis.roles.towers import find_towers
 from peft_compiler.analysis.survey import Found, Survey
 from peft_compiler.site import Projection, Role, Rows, Site
@@ -50,9 +51,9 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     branches = find_branches(flow, residuals, outputs, probe)
     cores = [attention.meeting.core for attention in attentions]
     blocks = find_blocks(graph.modules, [fact(node).module for node in residuals or cores])
-    survey = Survey(flow, blocks, find_towers(flow, blocks, attentions))
-    taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
     norms = find_norms(flow)
+    survey = Survey(flow, blocks, find_towers(flow, blocks, attentions), find_stacks(flow, blocks, norms))
+    taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
     heads = find_heads(flow, lambda node: node in taken or blocks.holding(fact(node).module) is not None)
     lookups = find_lookups(flow)
     entrances = find_entrances(flow, blocks, attentions, lookups)
@@ -94,9 +95,11 @@ def _united(found: Iterable[Found]) -> list[Site]:
 
 
 def _joint(site: Site, other: Site) -> Site:
-    """Returns the site of two calls: with the rows of both, and a batch axis if it is the same in both."""
+    """Returns the site of two calls: with the rows of both, and of the rest what both have."""
     if site.batch_axis != other.batch_axis:
         site = replace(site, batch_axis=None)
+    if site.stack != other.stack:
+        site = replace(site, stack=None)
     if not isinstance(site.place, Projection) or site.rows == other.rows:
         return site
     rows = None

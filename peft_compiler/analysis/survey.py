@@ -21,8 +21,9 @@ from peft_compiler.analysis.roles.inputs import Entrance
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
 from peft_compiler.analysis.roles.sources import call_around, find_source
+from peft_compiler.analysis.roles.stacks import Stacks
 from peft_compiler.analysis.roles.towers import Towers
-from peft_compiler.site import Anchor, Core, Edge, Input, Place, Projector, Role, Site, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Place, Projector, Role, Site, Stack, Whole
 
 _MOST_STEPS_TOLD = 8
 _OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
@@ -37,11 +38,12 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What every site needs to know: the graph, the blocks and the towers."""
+    """What every site needs to know: the graph, the blocks, the towers and the stacks."""
 
     flow: Dataflow
     blocks: Blocks
     towers: Towers
+    stacks: Stacks
 
     def of_lookup(self, lookup: Lookup) -> Iterator[Found]:
         """Yields the embedding site of a lookup."""
@@ -227,7 +229,20 @@ class Survey:
     ) -> Found:
         place = matrix.place_of(rows)
         width_out = matrix.width_out if place.rows is None else len(place.rows)
-        return self._found(role, node, place, (matrix.width_in, width_out), evidence, matrix.shape, cross)
+        widths = (matrix.width_in, width_out)
+        order, site = self._found(role, node, place, widths, evidence, matrix.shape, cross)
+        # By chance, the sequence that a cross-attention takes them from may be as long as the stack's.
+        apart = cross and role in (Role.KEY, Role.VALUE)
+        stack = None if apart else self._stack(site.path, node, place.axes[1])
+        return Found(order, replace(site, stack=stack))
+
+    def _stack(self, path: str, node: fx.Node, axes: int) -> Stack | None:
+        """Returns the stack around a matrix whose positions every op that applies it sees one by one."""
+        linear, block = self.flow.linears.get(node), self.blocks.holding(path)
+        bases = self.flow.taint.bases[linear.weight] if linear is not None else ()
+        uses = {use.node for base in bases for use in self.flow.uses[base]}
+        found = {self.stacks.around(block, use, axes) for use in uses or {node}}
+        return found.pop() if len(found) == 1 else None
 
     def _found(
         self,
@@ -254,6 +269,7 @@ class Survey:
             shape=shape,
             module_type=self.flow.graph.modules[path].type,
             evidence=evidence,
+            stack=self.stacks.around(block),
         )
         return Found(fact(node).order, site)
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peft_compiler.analysis.module_graph import ModuleGraph, fact, parent
+from peft_compiler.analysis.module_graph import fact, parent
 from peft_compiler.analysis.ops import kind, selected
 from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.blocks import Blocks
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
 from peft_compiler.analysis.roles.linears import Dataflow
+from peft_compiler.analysis.roles.stacks import called_once, common_path
 
 _COUNTING = frozenset({"arange", "cumsum"})
 
@@ -52,7 +53,7 @@ def find_entrances(
         lookup = next((lookup for lookup in lookups if lookup.node in before), None)
         if lookup is not None:
             members = [each.path for each in blocks.by_path.values() if each.stack == block.stack]
-            states = _called_once(flow.graph, _common(members))
+            states = called_once(flow.graph, common_path(members))
             path = _without_its_embeddings(flow, lookup, states)
             found[block.stack] = Entrance(lookup, block.stack, path, _positions(flow, before), states)
     return tuple(_with_readers(blocks, attentions, found))
@@ -104,21 +105,6 @@ def _reached(
     return found
 
 
-def _common(paths: Sequence[str]) -> str:
-    """Returns the path of the innermost module around all of `paths`."""
-    path = parent(paths[0])
-    while path and not all(each.startswith(f"{path}.") for each in paths):
-        path = parent(path)
-    return path
-
-
-def _called_once(graph: ModuleGraph, path: str) -> str:
-    """Returns the innermost module around `path`, or there, that ran, and ran once."""
-    while path and len(graph.calls.get(path, ())) != 1:
-        path = parent(path)
-    return path
-
-
 def _without_its_embeddings(flow: Dataflow, lookup: Lookup, path: str) -> str:
     """Returns the innermost module around `path`, or there, which is not given what was looked up."""
     after = _reached([lookup.node], lambda node: flow.active_users.get(node, ()))
@@ -126,7 +112,7 @@ def _without_its_embeddings(flow: Dataflow, lookup: Lookup, path: str) -> str:
         node for call in flow.graph.calls.get(path, ()) for node in call.inputs
     ):
         path = parent(path)
-    return _called_once(flow.graph, path)
+    return called_once(flow.graph, path)
 
 
 def _positions(flow: Dataflow, before: set[fx.Node]) -> int | None:
