@@ -1,6 +1,7 @@
-"""`Edit`: one insertion, as the module that it joins has to know it."""
+"""`Edit`: one insertion, as the module that it joins has to know it; `Flavour`: what its edits come to."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from peft_compiler.methods import Wiring
 from peft_compiler.site import Anchor, Input, Place, Projection, Whole
@@ -76,6 +77,32 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class TwoRuns:
+    """A stack of blocks that runs twice.
+
+    Attributes:
+        routers: Names, within the host's `inserted`, of the routers that read the first run.
+        shown: Path of the stack under which a module below shows its states; None where the host
+            returns them.
+    """
+
+    routers: tuple[str, ...]
+    shown: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """The module that gives the last states of the stack at a path."""
+
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """A block, which is given what its places are given as arguments of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """Joins the inserted module `inserted.<name>` to a place in the forward of its host.
 
@@ -87,12 +114,12 @@ class Edit:
 
     name: str
     wiring: Wiring
-    place: Place | States | Reader | Lookup | Members | Batch
+    place: Place | States | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
 
     @property
     def of_call(self) -> bool:
         """Whether it changes what the host is called with and what it returns, by name."""
-        return isinstance(self.place, Input | States | Reader | Members | Batch)
+        return isinstance(self.place, Input | States | Reader | Members | Batch | TwoRuns | Witness)
 
     @property
     def around(self) -> bool:
@@ -100,3 +127,16 @@ class Edit:
         if isinstance(self.place, Projection):
             return self.place.anchor is None and self.wiring is not Wiring.ON_WEIGHT
         return self.of_call or (isinstance(self.place, Whole) and self.wiring is Wiring.REPLACE)
+
+
+class Flavour(StrEnum):
+    """How the forward of a rewritten module comes about."""
+
+    AROUND = "around"
+    """Insertions join the module as a whole: one fixed graph, known in advance."""
+    INSIDE = "inside"
+    """The module is rewritten inside: a graph for each signature of calls."""
+    BOTH = "both"
+    """Some insertions change how it is called, others join it inside: a fixed graph around those."""
+    KEPT = "kept"
+    """Nothing joins it: the original forward runs, and its graph is traced when looked at."""

@@ -127,7 +127,7 @@ def _extend_call(graph: Graph, place: Input, inserted: Callable[[], Node]) -> No
         longer = graph.call_function(extended, (itself, prompts, arguments, *settings))
         length = graph.call_method("size", (prompts, -2))
     host.args = (itself, longer)
-    _returning(graph, hiding, longer, length)
+    returning(graph, hiding, longer, length)
 
 
 def exchange_input(graph: Graph, place: Input, embeddings: Callable[[], Node]) -> None:
@@ -159,7 +159,7 @@ def _join_answers(graph: Graph, place: Members) -> None:
     with graph.inserting_before(host):
         rows = graph.call_function(repeated, (host.args[1], place.count, place.tokens))
     host.args = (host.args[0], rows)
-    _returning(graph, answered, rows, place.count, place.answer)
+    returning(graph, answered, rows, place.count, place.answer)
 
 
 def _repeat_rows(graph: Graph, place: Batch) -> None:
@@ -171,7 +171,7 @@ def _repeat_rows(graph: Graph, place: Batch) -> None:
     rows.meta["given"] = True
     given.replace_all_uses_with(rows, delete_user_cb=users.__contains__)
     if place.is_read:
-        _returning(graph, side_by_side, place.count)
+        returning(graph, side_by_side, place.count)
 
 
 def _given(graph: Graph) -> list[Node]:
@@ -186,7 +186,7 @@ def _drop_prompts(graph: Graph, place: States) -> None:
         positions = graph.call_function(added, (host.args[1], place.length))
         length = graph.call_function(sequence_length, (host.args[1],))
     keys = positions if place.within else place.length
-    _returning(graph, shortened, length, positions, keys)
+    returning(graph, shortened, length, positions, keys)
 
 
 def _exchange_embeddings(graph: Graph, place: Lookup, inserted: Callable[[], Node]) -> None:
@@ -208,7 +208,7 @@ def _exchange_embeddings(graph: Graph, place: Lookup, inserted: Callable[[], Nod
     )
 
 
-def _returning(graph: Graph, function: Callable[..., Any], *args: Any) -> None:
+def returning(graph: Graph, function: Callable[..., Any], *args: Any) -> None:
     """Hands what the graph returns through `function`."""
     output = graph.output_node()
     with graph.inserting_before(output):

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -13,17 +13,19 @@ from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
-from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.observing import observe
-from peft_compiler.lowering.rewritten import Flavour, Rewritten, freeze_statistics, restore, rewrite
+from peft_compiler.lowering.rewritten import Rewritten, freeze_statistics, restore, rewrite
+from peft_compiler.lowering.routed import edits_of_stacks, router_in
 from peft_compiler.lowering.sharing import share, sharing_problems
 from peft_compiler.lowering.signature import nearest_config
 from peft_compiler.lowering.snapshots import evaluated
 from peft_compiler.methods import Wiring
 from peft_compiler.methods._prompts import StartsAtWords
+from peft_compiler.methods._routing import Router
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
-from peft_compiler.site import Projection, Site
+from peft_compiler.site import Projection, Site, Stack
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 """The class of a model, which what is made of it has too."""
@@ -127,22 +129,14 @@ def _insert(
 ) -> None:
     """Builds every insertion from the plain model, then puts all in and rewrites what they join."""
     built: dict[str, nn.ModuleDict] = {}
-    edits: dict[str, list[Edit]] = {}
     shared: dict[Hashable, nn.Module] = {}
-    in_front: dict[Site, list[tuple[Insertion, Tensor]]] = {}
     for insertion in plan.insertions:
-        path, name = insertion.site.path, insertion.name
+        path = insertion.site.path
         host = compiled.get_submodule(path)
         module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
-        built.setdefault(path, nn.ModuleDict())[name] = module.to(*_home_of(host, compiled))
+        built.setdefault(path, nn.ModuleDict())[insertion.name] = module.to(*_home_of(host, compiled))
         share_alike(module, insertion.rule, shared)
-        if insertion.wiring is Wiring.EXTEND_INPUT:
-            in_front.setdefault(insertion.site, []).append((insertion, module()))
-        else:
-            edits.setdefault(path, []).append(Edit(name, insertion.wiring, insertion.site.place))
-    for site, insertions in in_front.items():
-        for path, edit in edits_of(insertions, compiled.get_submodule(site.path)):
-            edits.setdefault(path, []).append(edit)
+    edits = _edits(compiled, plan.insertions, built)
     _start_at_words(compiled, plan, built, example_inputs)
     if shared_with is not None:
         share(built, plan, shared_with)
@@ -163,6 +157,32 @@ def _insert(
         )
 
 
+def _edits(
+    compiled: nn.Module, insertions: Iterable[Insertion], built: dict[str, nn.ModuleDict]
+) -> dict[str, list[Edit]]:
+    """Returns the edits of each module by its path, and adds the routers of stacks to what is `built`."""
+    edits: dict[str, list[Edit]] = {}
+    in_front: dict[Site, list[tuple[Insertion, Tensor]]] = {}
+    routed: dict[Stack, list[tuple[Insertion, Router]]] = {}
+    for insertion in insertions:
+        site, module = insertion.site, built[insertion.site.path][insertion.name]
+        if insertion.wiring is Wiring.EXTEND_INPUT:
+            in_front.setdefault(site, []).append((insertion, module()))
+        else:
+            edits.setdefault(site.path, []).append(Edit(insertion.name, insertion.wiring, site.place))
+        if insertion.wiring is Wiring.ROUTED and site.stack is not None:
+            routed.setdefault(site.stack, []).append((insertion, router_in(module)))
+    for site, members in in_front.items():
+        for path, edit in edits_of(members, compiled.get_submodule(site.path)):
+            edits.setdefault(path, []).append(edit)
+    # Last: what changes the arguments of a call changes those of both runs.
+    for path, edit, routers in edits_of_stacks(compiled, routed):
+        if routers:
+            built.setdefault(path, nn.ModuleDict()).update(routers)
+        edits.setdefault(path, []).append(edit)
+    return edits
+
+
 def _start_at_words(
     base: nn.Module, plan: Plan, built: Mapping[str, nn.ModuleDict], example_inputs: Mapping[str, Any]
 ) -> None:
@@ -180,31 +200,35 @@ def _start_at_words(
 
 
 def _flavour(compiled: nn.Module, path: str, edits: list[Edit]) -> Flavour:
+    fused = _is_fused(compiled.get_submodule(path))
+    edits = [edit for edit in edits if not isinstance(edit.place, Carrier)]
+    if not edits:
+        return Flavour.INSIDE if fused else Flavour.KEPT
+    of_call = any(edit.of_call for edit in edits)
     if all(edit.around for edit in edits):
-        return Flavour.AROUND
+        return Flavour.BOTH if of_call and fused else Flavour.AROUND
     if any(edit.wiring is Wiring.REPLACE for edit in edits):
         name = type(compiled.get_submodule(path)).__name__
         raise LoweringError(f"{path}: {name} would be both rewritten inside and replaced")
-    return Flavour.BOTH if any(edit.of_call for edit in edits) else Flavour.INSIDE
+    return Flavour.BOTH if of_call else Flavour.INSIDE
 
 
 def _rewrite_fused_ancestors(compiled: nn.Module) -> None:
     """torch's own composite modules read children's weights in a fast path; traced, they call them."""
     for path, module in list(compiled.named_modules()):
-        fused = type(module).__module__.startswith("torch.nn.modules.") and _calls_more_than_children(module)
         if (
-            fused
+            _is_fused(module)
             and not isinstance(module, Rewritten)
             and any(isinstance(below, Rewritten) for below in module.modules())
         ):
             rewrite(module, (), nearest_config(compiled, path), Flavour.INSIDE)
 
 
-def _calls_more_than_children(module: nn.Module) -> bool:
-    return (
-        not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        and next(module.children(), None) is not None
-    )
+def _is_fused(module: nn.Module) -> bool:
+    """Whether a module of torch's own may do more than call its children."""
+    collects = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    from_torch = type(module).__module__.startswith("torch.nn.modules.")
+    return from_torch and not collects and next(module.children(), None) is not None
 
 
 def _rewrite_root(compiled: nn.Module) -> None:

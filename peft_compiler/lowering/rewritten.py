@@ -12,7 +12,6 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import FunctionType
 from typing import Any, ClassVar
 
@@ -23,28 +22,16 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
-from peft_compiler.lowering.edit import Edit
+from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.extend_input import open_graph
 from peft_compiler.lowering.guards import GuardFailed
 from peft_compiler.lowering.readable import Section, readable
+from peft_compiler.lowering.routed import carrying, receiving
 from peft_compiler.lowering.signature import signature_of
 from peft_compiler.lowering.trace import LocalTracer
 from peft_compiler.lowering.wire import WIRE
 from peft_compiler.plan import is_inserted
-
-
-class Flavour(StrEnum):
-    """How the forward of a rewritten module comes about."""
-
-    AROUND = "around"
-    """Insertions join the module as a whole: one fixed graph, known in advance."""
-    INSIDE = "inside"
-    """The module is rewritten inside: a graph for each signature of calls."""
-    BOTH = "both"
-    """Some insertions change how it is called, others join it inside: a fixed graph around those."""
-    KEPT = "kept"
-    """Nothing joins it: the original forward runs, and its graph is traced when looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +182,15 @@ def _blank(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...])
 
 def _class_for(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> type[nn.Module]:
     # A fixed graph belongs to its class; the others are kept by each module.
-    fixed = {Flavour.AROUND: edits, Flavour.BOTH: tuple(edit for edit in edits if edit.of_call)}
-    return _make_class(original, flavour, fixed.get(flavour, ()))
+    joining = tuple(edit for edit in edits if not isinstance(edit.place, Carrier))
+    fixed = {Flavour.AROUND: joining, Flavour.BOTH: tuple(edit for edit in edits if edit.of_call)}
+    return _make_class(original, flavour, fixed.get(flavour, ()), len(joining) < len(edits))
 
 
 @functools.cache
-def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> type[nn.Module]:
+def _make_class(
+    original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...], carries: bool
+) -> type[nn.Module]:
     inherited = {
         name: getattr(original, name)
         for name in vars(GraphModule)
@@ -215,6 +205,9 @@ def _make_class(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, 
     if flavour in (Flavour.AROUND, Flavour.BOTH):
         own["fixed"] = fixed_variant(original, own.get("forward", original.forward), edits)
         own["forward"] = functools.wraps(original.forward)(own["fixed"].run)
+    if carries:
+        forward = own.get("forward", original.forward)
+        own |= {"__call__": carrying(original), "forward": receiving(forward)}
     metaclass: Any = type(original)
     return metaclass(original.__name__, (Rewritten, original), inherited | own)
 

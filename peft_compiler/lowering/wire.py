@@ -17,7 +17,9 @@ from peft_compiler.lowering.extend_attention import core_node, extend_attention
 from peft_compiler.lowering.extend_input import exchange_input, join_input
 from peft_compiler.lowering.features import matrix, shaped_like, vectors_in, vectors_out
 from peft_compiler.lowering.gated_attention import gate_attention
+from peft_compiler.lowering.nodes import ancestors_after, current, take_over
 from peft_compiler.lowering.returned import first_of, with_first
+from peft_compiler.lowering.routed import join_stack
 from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
 from peft_compiler.methods import Wiring
 from peft_compiler.plan import NAMESPACE
@@ -30,21 +32,6 @@ INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
 def inserted_call(graph: Graph, edit: Edit, *args: Any) -> Node:
     """Calls the inserted module at the current point of insertion."""
     return graph.call_module(f"{NAMESPACE}.{edit.name}", args)
-
-
-def take_over(old: Node, new: Node) -> None:
-    """Hands every user of `old` except what leads to `new` over to `new`."""
-    between = {new, *_ancestors_after(old, new)}
-    old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in between, propagate_meta=False)
-    new.meta.update({key: old.meta[key] for key in ("shape", "dtype") if key in old.meta})
-    old.meta["replaced_by"] = new
-
-
-def current(node: Node) -> Node:
-    """Returns what stands for the output of `node` after earlier edits."""
-    while "replaced_by" in node.meta:
-        node = node.meta["replaced_by"]
-    return node
 
 
 def wire_beside(graph: Graph, edit: Edit) -> None:
@@ -78,7 +65,7 @@ def wire_before(graph: Graph, edit: Edit) -> None:
     """h(x) becomes h(m(x)), h being the projection together with all that joined it before."""
     assert isinstance(edit.place, Projection)
     data, output = _applied(graph, edit.place)
-    within = {output, *_ancestors_after(data, output)}
+    within = {output, *ancestors_after(data, output)}
     with graph.inserting_before(min(user for user in data.users if user in within)):
         adapted = inserted_call(graph, edit, vectors_in(graph, data, edit.place))
         adapted = shaped_like(graph, adapted, data, edit.place)
@@ -218,6 +205,14 @@ def wire_replace(graph: Graph, edit: Edit) -> None:
     graph.erase_node(host)
 
 
+def wire_routed(graph: Graph, edit: Edit) -> None:
+    """h(x) becomes h(x) + m(x), on the site's rows, and the stack of the site runs twice."""
+    if isinstance(edit.place, Projection):
+        wire_beside(graph, edit)
+    else:
+        join_stack(graph, edit)
+
+
 WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.BESIDE: wire_beside,
     Wiring.ON_WEIGHT: wire_on_weight,
@@ -230,6 +225,7 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.GATED_KV: wire_gated_kv,
     Wiring.EXTEND_INPUT: wire_extend_input,
     Wiring.EXCHANGE_INPUT: wire_exchange_input,
+    Wiring.ROUTED: wire_routed,
     Wiring.REPLACE: wire_replace,
 }
 
@@ -265,15 +261,3 @@ def _reads(node: Node, parameter: str) -> bool:
     while node.op in ("call_function", "call_method") and len(node.all_input_nodes) == 1:
         (node,) = node.all_input_nodes
     return node.op == "get_attr" and node.target == parameter
-
-
-def _ancestors_after(old: Node, new: Node) -> set[Node]:
-    """Nodes between `old` and `new` on which `new` depends."""
-    found: set[Node] = set()
-    todo = [new]
-    while todo:
-        for node in todo.pop().all_input_nodes:
-            if node is not old and node not in found and old < node:
-                found.add(node)
-                todo.append(node)
-    return found

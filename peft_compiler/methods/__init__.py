@@ -37,6 +37,7 @@ from peft_compiler.methods.ssf import SSF as SSF
 from peft_compiler.methods.trainable_tokens import TrainableTokens as TrainableTokens
 from peft_compiler.methods.trained_copy import TrainedCopy as TrainedCopy
 from peft_compiler.methods.vera import VeRA as VeRA
+from peft_compiler.methods.x_lora import XLoRA as XLoRA
 
 METHODS: tuple[type[Method], ...] = (
     AdaLoRA,
@@ -72,5 +73,6 @@ METHODS: tuple[type[Method], ...] = (
     TrainableTokens,
     TrainedCopy,
     VeRA,
+    XLoRA,
 )
 """Every method of the package. This is the only list of them; `registering` knows users' own too."""

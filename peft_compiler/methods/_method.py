@@ -40,6 +40,9 @@ class Wiring(StrEnum):
     """Input: the embeddings m() stand before those of the tokens."""
     EXCHANGE_INPUT = "exchange_input"
     """Input: the embeddings m() are those of the token ids beyond the vocabulary."""
+    ROUTED = "routed"
+    """Projection h: h(x) + m(x), on the site's rows only, where m asks the router that it holds; the stack
+    of the site runs twice, and the router reads the states that the first run gives."""
     REPLACE = "replace"
     """Whole module h: m(x) in place of h(x)."""
 

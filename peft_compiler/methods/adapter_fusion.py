@@ -17,6 +17,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from peft_compiler.methods._bottleneck import ACTIVATIONS, Activation, no_bottleneck, projection, width_at
+from peft_compiler.methods._loaded import Loaded, different_names
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
 from peft_compiler.site import EDGES, Role, Site
 
@@ -24,12 +25,6 @@ UNTRAINED = 0.01
 """Standard deviation of the projections of adapters that nothing was loaded into yet."""
 OFF_DIAGONAL = 1e-6
 """What V holds beside ones on its diagonal, at the start."""
-
-
-def _different(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) < len(names):
-        raise ValueError("found one name twice; call each adapter something else")
-    return names
 
 
 class AdapterFusion(Method, frozen=True):
@@ -49,7 +44,7 @@ class AdapterFusion(Method, frozen=True):
 
     kind: Literal["adapter_fusion"] = "adapter_fusion"
     adapters: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[a-zA-Z]\w*$")], ...], AfterValidator(_different)
+        tuple[Annotated[str, Field(pattern=r"^[a-zA-Z]\w*$")], ...], AfterValidator(different_names)
     ] = Field(default=("first", "second"), min_length=1, description="A name for each adapter.")
     width: int | None = Field(
         default=None, gt=0, description="Units in their narrow layers; 1/16 of the site's if not given."
@@ -78,11 +73,10 @@ class AdapterFusion(Method, frozen=True):
         return Fusion(d, adapters, generator)
 
 
-class FrozenBottleneck(nn.Module):
+class FrozenBottleneck(Loaded):
     """up(activation(down(x))), with x of shape (..., d) and nothing to train.
 
-    Its tensors have the names and shapes of those of a trained adapter. They are buffers: saved
-    with what is inserted, and left alone by an optimiser.
+    Its tensors have the names and shapes of those of a trained adapter.
     """
 
     down_weight: Tensor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peft_compiler.methods import Method, NoMerge, Wiring
+from peft_compiler.methods._loaded import loaded_buffers
 from peft_compiler.site import Projection
 from peft_compiler.testing.places import Example
 
@@ -29,11 +30,11 @@ class Case:
         return self.method.build(site, host, torch.Generator().manual_seed(seed)).eval()
 
     def moved(self) -> nn.Module:
-        """Returns a module whose parameters are no longer where they start."""
+        """Returns a module whose parameters, and what is loaded into it, are no longer where they start."""
         inserted, draws = self.build(), torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in inserted.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=draws))
+            for tensor in (*inserted.parameters(), *loaded_buffers(inserted)):
+                tensor.add_(torch.randn(tensor.shape, generator=draws))
         return inserted
 
     def wired(self, inserted: nn.Module) -> tuple[Tensor, ...]:

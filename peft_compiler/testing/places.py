@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from peft_compiler.methods import Wiring
+from peft_compiler.methods._routing import Router, giving
 from peft_compiler.site import (
     Anchor,
     Core,
@@ -21,11 +22,14 @@ from peft_compiler.site import (
     Rows,
     Site,
     Source,
+    Stack,
     Whole,
 )
 
 ANCHOR = Anchor((("Block.forward", 42),), "add")
 ROWS = Rows.of([0, 1, 4, 5], total=6)
+WIDTH = 7
+"""Size of a state of the stack that the projections are in."""
 
 
 class Experts(nn.Module):
@@ -54,6 +58,11 @@ class Example:
         site, host, x = self.site, self.host, self.x
         y = host(x)
         match wiring:
+            case Wiring.ROUTED:
+                routers = [module for module in inserted.modules() if isinstance(module, Router)]
+                states = torch.linspace(-1, 1, x.shape[:-1].numel() * WIDTH).view(*x.shape[:-1], WIDTH).sin()
+                with giving({router: router(states) for router in routers}):
+                    return self.wired(Wiring.BESIDE, inserted)
             case Wiring.BESIDE if site.rows is not None:
                 delta = torch.zeros_like(y)
                 delta[..., list(site.rows.indices)] = inserted(x)
@@ -108,6 +117,7 @@ def projection(
             shape=shape,
             module_type=type(host).__name__,
             batch_axis=0 if x.dim() > 2 else None,
+            stack=Stack("", "", WIDTH),
         ),
         host,
         x,

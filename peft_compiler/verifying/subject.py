@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from peft_compiler.lowering.compilation import Compilation
 from peft_compiler.lowering.lower import base_of
+from peft_compiler.methods._loaded import loaded_buffers
 from peft_compiler.plan import is_inserted
 
 MOVED_BY = 0.05
@@ -27,7 +28,8 @@ class Subject:
         tuned: The compiled model. No check may change it.
         compilation: What it remembers.
         base: The plain model without insertions.
-        moved: A copy of `tuned` whose inserted parameters were moved a little at random.
+        moved: A copy of `tuned` whose inserted parameters, and what waits to be loaded, were moved a
+            little at random.
         inputs: The example inputs, on its device.
     """
 
@@ -45,13 +47,15 @@ class Subject:
 
 
 def moved_copy(tuned: nn.Module, deviation: float, seed: int) -> nn.Module:
-    """Returns a copy of a compiled model with noise of that deviation added to what was inserted."""
+    """Returns a copy of a compiled model with noise of that deviation added to what is trained or loaded."""
     moved = copy_of(tuned)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             if is_inserted(name):
                 parameter.add_(noise(parameter, draws), alpha=deviation)
+        for buffer in loaded_buffers(moved):
+            buffer.add_(noise(buffer, draws), alpha=deviation)
     return moved
 
 

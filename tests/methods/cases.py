@@ -37,6 +37,7 @@ from peft_compiler.methods import (
     TrainableTokens,
     TrainedCopy,
     VeRA,
+    XLoRA,
 )
 from peft_compiler.site import Projection
 from peft_compiler.testing.places import examples
@@ -129,6 +130,15 @@ SPECS: dict[Method, tuple[str, ...]] = {
     InvertibleAdapter(width=2, activation="tanh"): ("embedding", "head"),
     TrainableTokens(tokens=(5, 1)): ("embedding",),
     TrainedCopy(): ("head", "embedding", "norm"),
+    XLoRA(r=2): ("linear", "linear without bias", "rows of a linear", "transposed", "rows of a transposed"),
+    XLoRA(r=3, alpha=6.0, train_adapters=True, layerwise=False, scaling_pass=0.5): (
+        "linear",
+        "rows of a transposed",
+    ),
+    XLoRA(adapters=("a", "b", "c"), r=2, depth=3, width=5, dropout=0.1, top_k=2, softmax="top_k"): (
+        "linear",
+    ),
+    XLoRA(r=2, depth=2, layerwise=False, softmax="off", top_k=1, weight=2.0): ("rows of a linear",),
     IA3(): (
         "key",
         "rows of a value",

@@ -58,6 +58,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "p_tuning": [{}, {"length": 3}],
     "llama_adapter": [{}, {"length": 3}],
     "trained_copy": [{}],
+    "x_lora": [{}, {"adapters": ["one", "two", "three"], "depth": 2, "top_k": 2, "softmax": "top_k"}],
 }
 
 
