@@ -94,3 +94,51 @@ def test_an_adapter_of_another_base_is_refused(folders: dict[str, Path]) -> None
         pc.InterchangeError, match="the values of the base's weights are not those of the adapter's"
     ):
         pc.fuse(fused, folders)
+
+
+MIXTURE = "x-lora r=2 alpha=3 adapters=[news, reviews] on q,v"
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> dict[str, Path]:
+    for name, by in (("news", 1.0), ("reviews", -2.0)):
+        pc.save(adapted("LoRA r=2 alpha=3 on q,v", "llama", by), tmp_path / name)
+    return {name: tmp_path / name for name in ("news", "reviews")}
+
+
+def test_loras_are_mixed_as_they_were_saved(loras: dict[str, Path], tmp_path: Path) -> None:
+    """With scalings of 1 and 0, the mixture is the model that the LoRA was saved from."""
+    model, inputs = zoo.build("llama"), zoo.inputs("llama")
+    mixed = pc.compile(model, f"{MIXTURE} softmax=off layerwise=false", inputs)
+    pc.fuse(mixed, loras)
+    (router,) = mixed.model.inserted.children()
+    with torch.no_grad():
+        router.layers[0].weight.zero_()
+        for chosen, by in ((0, 1.0), (1, -2.0)):
+            router.layers[0].bias.copy_(torch.eye(2)[chosen])
+            single = adapted("LoRA r=2 alpha=3 on q,v", "llama", by)
+            torch.testing.assert_close(mixed(**inputs).logits, single(**inputs).logits)
+        assert not torch.equal(mixed(**inputs).logits, model(**inputs).logits)
+        pc.save(mixed, tmp_path / "mixed")
+        again = pc.load(model, tmp_path / "mixed", inputs)
+        assert torch.equal(again(**inputs).logits, mixed(**inputs).logits)
+
+
+def test_every_misfit_of_a_lora_is_told(loras: dict[str, Path], tmp_path: Path) -> None:
+    pc.save(adapted("LoRA r=3 alpha=9 on q,k", "llama"), tmp_path / "other")
+    mixed = pc.compile(zoo.build("llama"), MIXTURE, zoo.inputs("llama"))
+    other = tmp_path / "other"
+    with pytest.raises(pc.InterchangeError) as caught:
+        pc.fuse(mixed, {"news": other, "sports": loras["news"]})
+    path = "model.layers.0.self_attn.{0}_proj.inserted.{1}_lora.{2}"
+    down, up = path.format("q", "query", "down"), path.format("v", "value", "up")
+    key = path.format("k", "key", "up")
+    said = set(caught.value.problems)
+    assert said >= {
+        "'reviews' is in a mixture, but no folder is given for it",
+        "'sports' is given, but in no mixture of this model",
+        f"'news' ({other}): its LoRAs are scaled by 3, the mixture's by 1.5; alpha / r says so",
+        f"'news' ({other}): {down} has the shape (3, 32), the mixture has (2, 32)",
+        f"'news' ({other}): {up} is missing from adapter.safetensors",
+        f"'news' ({other}): {key} has no place in the mixture",
+    }
