@@ -89,7 +89,7 @@ REWRITING = (
     ),
     Mutant(
         "what stands after a projection stands after all that joined it before",
-        "lowering/wire.py",
+        "lowering/nodes.py",
         """    while "replaced_by" in node.meta:
         node = node.meta["replaced_by"]
     return node""",
@@ -151,5 +151,47 @@ REWRITING = (
         "return highest if all(torch.equal(high, -low) for high, low in pairs) else ()",
         "return highest",
         "analysis/roles/test_fused_rows.py::test_rows_that_cannot_be_followed_give_no_site_but_a_reason",
+    ),
+    Mutant(
+        "what a router gives is kept for each thread",
+        "methods/_routing.py",
+        "class _Call(threading.local):",
+        "class _Call:",
+        "lowering/test_routed.py::test_threads_share_a_model",
+    ),
+    Mutant(
+        "a block that is run again is given what it was",
+        "lowering/routed.py",
+        "        if not given:\n",
+        "        if True:\n",
+        "lowering/test_routed.py::test_a_block_that_is_run_again_for_its_gradients_is_given_the_same",
+    ),
+    Mutant(
+        "who asks for all states does not see the first run",
+        "lowering/routed.py",
+        "return contextvars.Context().run(forward, module, arguments)",
+        "return forward(module, arguments)",
+        "lowering/test_routed.py::test_who_asks_for_all_states_gets_those_of_the_second_run_alone",
+    ),
+    Mutant(
+        "a router reads the first run",
+        "lowering/routed.py",
+        "giving({router: router.first for router in routers})",
+        "giving({router: router.first + 1 for router in routers})",
+        "lowering/test_routed.py::test_the_places_of_a_rule_have_one_router_and_it_reads_the_last_states_of_the_first_run",
+    ),
+    Mutant(
+        "a cache keeps the first run beside the second",
+        "lowering/doubled_cache.py",
+        "part.layers[:split], part.layers[split:]",
+        "part.layers[:split], part.layers[:split]",
+        "lowering/test_doubled_cache.py::test_beams_are_followed_in_both_halves",
+    ),
+    Mutant(
+        "scores are no states",
+        "analysis/roles/stacks.py",
+        "node not in seen and node not in flow.linears",
+        "node not in seen",
+        "analysis/roles/test_stacks.py::test_scores_are_no_states_but_what_the_last_norm_gives_is",
     ),
 )
