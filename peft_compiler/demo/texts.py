@@ -23,18 +23,29 @@ class Example:
 
 def movie_sentences(train: int, test: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Returns disjoint examples to train on and to test on, drawn at random without near-neutral ones."""
+    examples = rated("movieReviewSnippets", seed)
+    return examples[:train], examples[train : train + test]
+
+
+def rated(source: str, seed: int) -> list[Example]:
+    """Returns a source's texts in an order drawn at random, without near-neutral ones.
+
+    Args:
+        source: `"movieReviewSnippets"`, `"amazonReviewSnippets"`, `"nytEditorialSnippets"` or `"tweets"`.
+        seed: Decides the order.
+    """
     with (
         zipfile.ZipFile(fetch(SENTENCES)) as package,
         package.open("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz") as inner,
         tarfile.open(fileobj=io.BytesIO(inner.read())) as resources,
     ):
-        file = resources.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        file = resources.extractfile(f"hutto_ICWSM_2014/{source}_GroundTruth.txt")
         assert file is not None
         lines = file.read().decode().splitlines()
-    rated = [(float(rating), text.strip()) for _, rating, text in (line.split("\t", 2) for line in lines)]
-    examples = [Example(text, int(rating > 0)) for rating, text in rated if abs(rating) >= NEUTRAL]
+    rows = [(float(rating), text.strip()) for _, rating, text in (line.split("\t", 2) for line in lines)]
+    examples = [Example(text, int(rating > 0)) for rating, text in rows if abs(rating) >= NEUTRAL]
     random.Random(seed).shuffle(examples)
-    return examples[:train], examples[train : train + test]
+    return examples
 
 
 def abstracts(split: str) -> list[str]:

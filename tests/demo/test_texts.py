@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from peft_compiler.demo import texts
-from peft_compiler.demo.texts import Example, abstracts, movie_sentences
+from peft_compiler.demo.texts import Example, abstracts, movie_sentences, rated
 
 RATINGS = [
     ("3.5", "a joy"),
@@ -18,17 +18,19 @@ RATINGS = [
     ("-0.5", "meh"),
     ("0.5", "nice"),
 ]
+TWEETS = [("1.5", "yay"), ("-0.2", "so so")]
 
 
 @pytest.fixture
 def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package laid out like the real one, with five sentences."""
-    table = "\r\n".join(f"{number}\t{rating}\t{text}" for number, (rating, text) in enumerate(RATINGS))
+    """A package laid out like the real one, with five sentences and two tweets."""
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as resources:
-        entry = tarfile.TarInfo("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-        entry.size = len(table)
-        resources.addfile(entry, io.BytesIO(table.encode()))
+        for source, rows in {"movieReviewSnippets": RATINGS, "tweets": TWEETS}.items():
+            table = "\r\n".join(f"{number}\t{rating}\t{text}" for number, (rating, text) in enumerate(rows))
+            entry = tarfile.TarInfo(f"hutto_ICWSM_2014/{source}_GroundTruth.txt")
+            entry.size = len(table)
+            resources.addfile(entry, io.BytesIO(table.encode()))
     with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
         package.writestr("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", inner.getvalue())
     monkeypatch.setattr(texts, "fetch", lambda archive: tmp_path / "package.zip")
@@ -44,6 +46,12 @@ def test_sentences_are_split_without_overlap() -> None:
         Example("meh", 0),
         Example("nice", 1),
     }
+
+
+@pytest.mark.usefixtures("sentences")
+def test_each_source_has_texts_of_its_own() -> None:
+    assert rated("tweets", seed=0) == [Example("yay", 1)]
+    assert len(rated("movieReviewSnippets", seed=0)) == 4
 
 
 @pytest.mark.usefixtures("sentences")
