@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 ADAPTERS := .venv-adapters
 EXCHANGED := build/adapters_oracle
 
-.PHONY: demo demo-smollm2 test mutants bench coverage adapters-oracle clean
+.PHONY: demo demo-smollm2 test mutants bench coverage adapters-oracle methods clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.encoder ## fine-tune a real encoder on real sentences
@@ -36,6 +36,9 @@ adapters-oracle: $(VENV)/.installed $(ADAPTERS)/.installed ## compare with the a
 	rm -rf $(EXCHANGED)
 	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m benchmarks.adapters_oracle.reference $(EXCHANGED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.adapters_oracle.report $(EXCHANGED) --write
+
+methods: $(VENV)/.encoder $(VENV)/.decoder ## every method, and claims of papers, on real weights; hours from nothing
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.methods
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) $(ADAPTERS) build dist *.egg-info .pytest_cache .ruff_cache
