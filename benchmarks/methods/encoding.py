@@ -1,7 +1,7 @@
 """Every method on the encoder, with a trained head."""
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,59 +9,48 @@ from torch import nn
 
 import peft_compiler as pc
 from benchmarks.methods.results import Results
-from benchmarks.methods.rows import FAMILIES, HEAD_ALONE, ROWS, Row
+from benchmarks.methods.rows import HEAD_ALONE, ROWS, Row
 from benchmarks.methods.sentences import Sentences, accuracy
-from benchmarks.methods.training import parameters, train
+from benchmarks.methods.training import Batch, parameters, train
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.methods import AdapterFusion
 
-
-def choose_rates(results: Results, task: Sentences, families: Iterable[str] = FAMILIES) -> None:
-    """Runs the representative of each family at each of its rates, with the first seed."""
-    rows = {row.name: row for row in ROWS}
-    for family in families:
-        for rate in FAMILIES[family].rates:
-            run(results, task, rows[FAMILIES[family].representative], rate, 0, validate=True)
-
-
-def chosen_rate(results: Results, family: str) -> float:
-    """Returns the rate with the highest accuracy on the validation sentences, the lowest of equal ones."""
-    lines = results.of(experiment="methods", row=FAMILIES[family].representative, seed=0)
-    tried = [line for line in lines if "validation" in line]
-    return max(sorted(tried, key=lambda line: line["rate"]), key=lambda line: line["validation"])["rate"]
+EXPERIMENT = "methods"
+FIRST = 0
+"""The seed with which rates are chosen."""
+SINGLE = "pfeiffer_adapter"
+"""The row that an adapter of a fusion is, before it is fused."""
 
 
 def compare(results: Results, task: Sentences, seed: int, rows: Iterable[Row] = (HEAD_ALONE, *ROWS)) -> None:
-    """Trains every row with one seed, at the rate of its family."""
+    """Trains every row with one seed: with the first one at each of its rates, then at the best of them."""
     for row in rows:
-        run(results, task, row, chosen_rate(results, row.family), seed)
+        for rate in row.rates if seed == FIRST else (chosen_rate(results, row.name),):
+            key = {"experiment": EXPERIMENT, "row": row.name, "rate": rate, "seed": seed}
+            results.get(key, lambda row=row, rate=rate: run(results, task, row, rate, seed))
 
 
-def run(
-    results: Results, task: Sentences, row: Row, rate: float, seed: int, validate: bool = False
-) -> Mapping[str, Any]:
-    """Returns the accuracies of a row once it is trained, of an earlier run if there is one."""
-
-    def measured() -> dict[str, Any]:
-        tuned = compiled(task, row, seed, rate)
-        train(tuned, task.train, rate, seed)
-        validation = {"validation": accuracy(tuned, task.validation)} if validate else {}
-        return {**validation, "test": accuracy(tuned, task.test), **parameters(tuned)}
-
-    return results.get({"experiment": "methods", "row": row.name, "rate": rate, "seed": seed}, measured)
+def chosen_rate(results: Results, name: str) -> float:
+    """Returns the rate with which a row is best on the validation sentences, the lowest of equal ones."""
+    tried = sorted(results.of(experiment=EXPERIMENT, row=name, seed=FIRST), key=lambda line: line["rate"])
+    return max(tried, key=lambda line: line["validation"])["rate"]
 
 
-def compiled(task: Sentences, row: Row, seed: int, rate: float) -> nn.Module:
+def run(results: Results, task: Sentences, row: Row, rate: float, seed: int) -> dict[str, Any]:
+    """Returns the accuracies of a row once it is trained."""
+    tuned = compiled(results, task, row, seed)
+    train(tuned, task.train, rate, seed)
+    validation = {"validation": accuracy(tuned, task.validation)} if seed == FIRST else {}
+    return {**validation, "test": accuracy(tuned, task.test), **parameters(tuned)}
+
+
+def compiled(results: Results, task: Sentences, row: Row, seed: int) -> nn.Module:
     """Returns the base compiled with a row and a trained head; a fusion's adapters are trained before."""
     base = task.load(seed)
     tuned = pc.compile(base, spec_of(task, row), task.test[0], seed=seed)
-    fusions = [
-        each.method
-        for each in compilation_of(tuned).plan.insertions
-        if isinstance(each.method, AdapterFusion)
-    ]
-    if fusions:
-        fuse_trained(tuned, base, {"movies": task.train, **task.others}, rate, seed)
+    if any(isinstance(each.method, AdapterFusion) for each in compilation_of(tuned).plan.insertions):
+        tasks = {"movies": task.train, **task.others}
+        fuse_trained(tuned, base, tasks, chosen_rate(results, SINGLE), seed)
     return tuned
 
 
@@ -70,7 +59,9 @@ def spec_of(task: Sentences, row: Row) -> str:
     return "; ".join(filter(None, [row.sentence.format(frequent=task.frequent), "train head"]))
 
 
-def fuse_trained(tuned: nn.Module, base: nn.Module, tasks: Mapping[str, Any], rate: float, seed: int) -> None:
+def fuse_trained(
+    tuned: nn.Module, base: nn.Module, tasks: Mapping[str, Sequence[Batch]], rate: float, seed: int
+) -> None:
     """Trains an adapter on each task, and copies them into the fusions of `tuned`."""
     with tempfile.TemporaryDirectory() as folder:
         folders = {name: Path(folder) / name for name in tasks}

@@ -22,7 +22,7 @@ MEMBERS = 5
 
 def compare_members(results: Results, task: Sentences, seed: int) -> None:
     """Trains one ensemble, and keeps the test accuracies of its members and of their two answers."""
-    rate = chosen_rate(results, "input")
+    rate = chosen_rate(results, "prompt")
     key = {"experiment": EXPERIMENT, "rate": rate, "seed": seed}
     results.get(key, lambda: tested(task, rate, seed))
 

@@ -23,6 +23,8 @@ EXPERIMENT = "start of a prompt"
 AT_RANDOM, AT_LABELS = "random", "class labels"
 TRAIN, VALIDATION, TEST = 96, 48, 128
 SIZE = 8
+SEEDS = 5
+"""At least as many seeds as the ensemble has prompts."""
 PROMPT = 8
 """Positions of the prompt; the two labels are the first two, entries of the vocabulary the others."""
 QUESTION = "\nSentiment:"
@@ -92,25 +94,32 @@ def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def named_right(model: nn.Module, batches: Iterable[Batch], answers: Sequence[int]) -> float:
-    """Returns the share of sentences for which the right answer is likelier than the other one."""
+def margins(model: nn.Module, batches: Iterable[Batch], answers: Sequence[int]) -> list[float]:
+    """Returns by how much the model prefers the right answer to the other one, for each sentence."""
     model.eval()
-    choices = torch.tensor(answers)
-    hits = [choices[next_word(model, batch)[:, choices].argmax(-1)] == batch["answer"] for batch in batches]
-    return round(torch.cat(hits).double().mean().item(), 4)
+    found: list[Tensor] = []
+    for batch in batches:
+        logits = next_word(model, batch)
+        first, second = (logits[:, answer] for answer in answers)
+        found.append(torch.where(batch["answer"] == answers[0], first - second, second - first))
+    return [round(margin, 3) for margin in torch.cat(found).tolist()]
+
+
+def right(margins: Sequence[float]) -> float:
+    """Returns the share of sentences for which the right answer is preferred."""
+    return round(sum(margin > 0 for margin in margins) / len(margins), 4)
 
 
 def claim(task: Naming) -> Claim:
     """Returns the arms."""
     example = {name: value for name, value in task.test[0].items() if name != "answer"}
 
-    def run(sentence: str, rate: float, seed: int) -> dict[str, float]:
+    def run(sentence: str, rate: float, seed: int) -> dict[str, Any]:
         tuned = pc.compile(task.base, sentence, example, seed=seed, tokenizer=task.tokenizer)
         train(tuned, task.train, rate, seed, loss=answer_loss)
-        return {
-            "validation": named_right(tuned, task.validation, task.answers),
-            "test": named_right(tuned, task.test, task.answers),
-        }
+        found = margins(tuned, task.test, task.answers)
+        validation = margins(tuned, task.validation, task.answers)
+        return {"validation": right(validation), "test": right(found), "margins": found}
 
     labels = ", ".join(f'"{answer}"' for answer in ANSWERS)
     return Claim(
@@ -121,6 +130,6 @@ def claim(task: Naming) -> Claim:
         },
         rates=(1e-2, 5e-2),
         best=max,
-        alone=lambda: named_right(task.base, task.test, task.answers),
+        alone=lambda: right(margins(task.base, task.test, task.answers)),
         run=run,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("svg")
+matplotlib.use("agg")  # measures texts; the file is SVG all the same
 from matplotlib import pyplot
 from matplotlib.transforms import Bbox
 
@@ -49,7 +49,7 @@ def draw(points: Sequence[Point], head_alone: float, file: Path) -> None:
         axes.margins(x=0.12, y=0.06)
         axes.set_xlabel("trained parameters beside the head")
         axes.set_ylabel("accuracy")
-        axes.legend(loc="lower right", title="one learning rate each", frameon=False)
+        axes.legend(loc="lower left", frameon=False)
         name_points(figure, axes, points)
         figure.savefig(file, metadata={"Date": None}, bbox_inches="tight")
         pyplot.close(figure)

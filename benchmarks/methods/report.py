@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks.methods import claims, ensembles, naming, sentences, training, writing
 from benchmarks.methods.claims import NOTHING, Best
-from benchmarks.methods.encoding import chosen_rate
+from benchmarks.methods.encoding import FIRST, chosen_rate
 from benchmarks.methods.results import Results
-from benchmarks.methods.rows import FAMILIES, HEAD_ALONE, ROWS, Row
+from benchmarks.methods.rows import HEAD_ALONE, ROWS, Row
 
 TEMPLATE = Path(__file__).with_name("template.md")
 WITH_MLP, WITHOUT_MLP = "prefix", "prefix without its MLP"
@@ -54,9 +54,14 @@ def report(results: Results) -> str:
         reparametrisation_verdict=verdict(
             "with the MLP", by_seed(results, WITH_MLP), "without it", by_seed(results, WITHOUT_MLP), max
         ),
+        prompt_alone=f"{statistics.mean(by_seed(results, 'prompt').values()):.3f}",
+        head_alone=f"{head_alone(results):.3f}",
+        naming_error=f"{math.sqrt(0.8 * 0.2 / naming.TEST):.3f}",
         members=ensembles.MEMBERS,
         ensembles=ensembles_table(results),
         ensembles_verdict=ensembles_verdict(results),
+        apart=apart_table(results),
+        labels=naming.AT_LABELS,
         writing_length=writing.LENGTH,
         writing_train=writing.TRAIN,
         writing_validation=writing.VALIDATION,
@@ -78,7 +83,7 @@ def report(results: Results) -> str:
 
 def lines_of(results: Results, row: Row) -> list[Line]:
     """Returns the results of a row at the rate of its family, one for each seed."""
-    return results.of(experiment="methods", row=row.name, rate=chosen_rate(results, row.family))
+    return results.of(experiment="methods", row=row.name, rate=chosen_rate(results, row.name))
 
 
 def by_seed(results: Results, name: str) -> dict[int, float]:
@@ -145,24 +150,24 @@ def methods_table(results: Results) -> str:
 
 
 def rates_table(results: Results) -> str:
-    """Returns what each family's learning rate was chosen by."""
+    """Returns what each row's learning rate was chosen by."""
     return table(
-        ("family", "tried with", "rate: accuracy", "chosen"),
+        ("method", "rate: accuracy on validation", "chosen"),
         (
             (
-                name,
-                family.representative,
-                tried(results.of(experiment="methods", row=family.representative, seed=0)),
-                f"{chosen_rate(results, name):g}",
+                row.name,
+                tried(results.of(experiment="methods", row=row.name, seed=FIRST)),
+                f"{chosen_rate(results, row.name):g}",
             )
-            for name, family in FAMILIES.items()
+            for row in ROWS
         ),
     )
 
 
 def tried(lines: Iterable[Line]) -> str:
     """Returns the rates that were tried, each with its score on what is kept for validation."""
-    return ", ".join(f"{line['rate']:g}: {line['validation']:.3f}" for line in lines if "validation" in line)
+    by_rate = sorted(lines, key=lambda line: line["rate"])
+    return ", ".join(f"{line['rate']:g}: {line['validation']:.3f}" for line in by_rate)
 
 
 def prefix_table(results: Results) -> str:
@@ -170,7 +175,7 @@ def prefix_table(results: Results) -> str:
     return table(
         ("spec", "rate", "accuracy", "seeds"),
         (
-            (f"`{row.sentence}`", f"{chosen_rate(results, row.family):g}", shown(lines), len(lines))
+            (f"`{row.sentence}`", f"{chosen_rate(results, row.name):g}", shown(lines), len(lines))
             for row in ROWS
             if row.name in PREFIXES and (lines := lines_of(results, row))
         ),
@@ -200,9 +205,21 @@ def ensembles_verdict(results: Results) -> str:
     above = sum(line["majority"] > statistics.mean(line["members"]) for line in lines)
     best = sum(line["majority"] >= max(line["members"]) for line in lines)
     return (
-        f"The vote is above the average with {above} of {len(lines)} seeds, and at least as good as the best "
+        f"The vote is above the average with {above} of {len(lines)}, and at least as good as the best "
         f"with {best} of {len(lines)}."
     )
+
+
+def apart_table(results: Results) -> str:
+    """Returns what the prompts that were trained apart, one with each seed, answer together."""
+    lines = arm_lines(results, naming.EXPERIMENT, max)[naming.AT_LABELS]
+    scores = [line["test"] for line in lines]
+    margins = list(zip(*(line["margins"] for line in lines), strict=True))
+    mean = naming.right([statistics.mean(each) for each in margins])
+    majority = naming.right([sum(margin > 0 for margin in each) - len(each) / 2 for each in margins])
+    heading = ("prompts", "average", "best", "mean of the logits", "majority vote")
+    figures = (statistics.mean(scores), max(scores), mean, majority)
+    return table(heading, [(len(lines), *(f"{figure:.3f}" for figure in figures))])
 
 
 def arm_lines(results: Results, experiment: str, best: Best) -> dict[str, list[Line]]:
@@ -237,12 +254,11 @@ def verdict(
     """Returns which of two is better, seed by seed.
 
     >>> verdict("a", {0: 0.7, 1: 0.8}, "b", {0: 0.6, 1: 0.9}, max)
-    'Here: a 0.750, b 0.750; a is better with 1 of 2 seeds.'
+    'Here: a 0.750, b 0.750; better a with 1 of 2 seeds.'
     """
     seeds = sorted(scores.keys() & others.keys())
     pairs = [(scores[seed], others[seed]) for seed in seeds]
     wins = sum(one != other and best((one, other)) == one for one, other in pairs)
     one, other = (statistics.mean(each) for each in zip(*pairs, strict=True))
-    return (
-        f"Here: {first} {one:.3f}, {second} {other:.3f}; {first} is better with {wins} of {len(seeds)} seeds."
-    )
+    number = f"{wins} of {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    return f"Here: {first} {one:.3f}, {second} {other:.3f}; better {first} with {number}."

@@ -115,4 +115,11 @@ PROMISES = (
         "every = [parameter for model in models for parameter in model.parameters()]",
         "lowering/test_sharing.py::test_one_optimiser_gets_each_parameter_once",
     ),
+    Mutant(
+        "each source has texts of its own",
+        "demo/texts.py",
+        'f"hutto_ICWSM_2014/{source}_GroundTruth.txt"',
+        '"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"',
+        "tests/demo/test_texts.py::test_each_source_has_texts_of_its_own",
+    ),
 )
