@@ -120,6 +120,6 @@ PROMISES = (
         "demo/texts.py",
         'f"hutto_ICWSM_2014/{source}_GroundTruth.txt"',
         '"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"',
-        "tests/demo/test_texts.py::test_each_source_has_texts_of_its_own",
+        "demo/test_texts.py::test_each_source_has_texts_of_its_own",
     ),
 )
