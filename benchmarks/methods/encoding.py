@@ -1,7 +1,7 @@
 """Every method on the encoder, with a trained head."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,15 @@ import peft_compiler as pc
 from benchmarks.methods.results import Results
 from benchmarks.methods.rows import HEAD_ALONE, ROWS, Row
 from benchmarks.methods.sentences import Sentences, accuracy
-from benchmarks.methods.training import Batch, parameters, train
+from benchmarks.methods.training import parameters, train
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.methods import AdapterFusion
+from peft_compiler.methods import AdapterFusion, Method, XLoRA
 
 EXPERIMENT = "methods"
 FIRST = 0
 """The seed with which rates are chosen."""
-SINGLE = "pfeiffer_adapter"
-"""The row that an adapter of a fusion is, before it is fused."""
+SINGLE: Mapping[type[Method], str] = {AdapterFusion: "pfeiffer_adapter", XLoRA: "lora"}
+"""For each method that takes saved adapters, the row that one of them is before it is fused."""
 
 
 def compare(results: Results, task: Sentences, seed: int, rows: Iterable[Row] = (HEAD_ALONE, *ROWS)) -> None:
@@ -45,12 +45,13 @@ def run(results: Results, task: Sentences, row: Row, rate: float, seed: int) -> 
 
 
 def compiled(results: Results, task: Sentences, row: Row, seed: int) -> nn.Module:
-    """Returns the base compiled with a row and a trained head; a fusion's adapters are trained before."""
+    """Returns the base compiled with a row and a trained head; adapters that it takes are trained before."""
     base = task.load(seed)
     tuned = pc.compile(base, spec_of(task, row), task.test[0], seed=seed)
-    if any(isinstance(each.method, AdapterFusion) for each in compilation_of(tuned).plan.insertions):
-        tasks = {"movies": task.train, **task.others}
-        fuse_trained(tuned, base, tasks, chosen_rate(results, SINGLE), seed)
+    methods = {type(each.method) for each in compilation_of(tuned).plan.insertions}
+    for method in methods & SINGLE.keys():
+        [single] = [each for each in ROWS if each.name == SINGLE[method]]
+        fuse_trained(tuned, base, task, single, chosen_rate(results, single.name), seed)
     return tuned
 
 
@@ -60,13 +61,14 @@ def spec_of(task: Sentences, row: Row) -> str:
 
 
 def fuse_trained(
-    tuned: nn.Module, base: nn.Module, tasks: Mapping[str, Sequence[Batch]], rate: float, seed: int
+    tuned: nn.Module, base: nn.Module, task: Sentences, single: Row, rate: float, seed: int
 ) -> None:
-    """Trains an adapter on each task, and copies them into the fusions of `tuned`."""
+    """Trains an adapter on each task, and copies them to their places in `tuned`."""
+    tasks = {"movies": task.train, **task.others}
     with tempfile.TemporaryDirectory() as folder:
         folders = {name: Path(folder) / name for name in tasks}
         for name, batches in tasks.items():
-            single = pc.compile(base, "Pfeiffer adapters; train head", batches[0], seed=seed)
-            train(single, batches, rate, seed)
-            pc.save(single, folders[name])
+            adapter = pc.compile(base, spec_of(task, single), batches[0], seed=seed)
+            train(adapter, batches, rate, seed)
+            pc.save(adapter, folders[name])
         pc.fuse(tuned, folders)

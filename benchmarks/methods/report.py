@@ -50,6 +50,7 @@ def report(results: Results) -> str:
         noise=f"{2 * error:.2f}",
         methods=methods_table(results),
         rates=rates_table(results),
+        missing=missing(results),
         reparametrisation=prefix_table(results),
         reparametrisation_verdict=verdict(
             "with the MLP", by_seed(results, WITH_MLP), "without it", by_seed(results, WITHOUT_MLP), max
@@ -82,7 +83,9 @@ def report(results: Results) -> str:
 
 
 def lines_of(results: Results, row: Row) -> list[Line]:
-    """Returns the results of a row at the rate of its family, one for each seed."""
+    """Returns the results of a row at its chosen rate, one for each seed; none if it was not run yet."""
+    if not results.of(experiment="methods", row=row.name):
+        return []
     return results.of(experiment="methods", row=row.name, rate=chosen_rate(results, row.name))
 
 
@@ -149,6 +152,12 @@ def methods_table(results: Results) -> str:
     )
 
 
+def missing(results: Results) -> str:
+    """Returns which methods have a row but no results yet, as a sentence."""
+    names = [row.name for row in ROWS if not lines_of(results, row)]
+    return f" Not run yet: {', '.join(names)}." if names else ""
+
+
 def rates_table(results: Results) -> str:
     """Returns what each row's learning rate was chosen by."""
     return table(
@@ -160,6 +169,7 @@ def rates_table(results: Results) -> str:
                 f"{chosen_rate(results, row.name):g}",
             )
             for row in ROWS
+            if lines_of(results, row)
         ),
     )
 

@@ -47,6 +47,7 @@ ROWS: tuple[Row, ...] = (
     Row("gated_adapter", "gated adapters", "adapters"),
     Row("invertible_adapter", "invertible adapter", "adapters"),
     Row("adapter_fusion", "adapter fusion adapters=[movies, products, tweets]", "adapters"),
+    Row("x_lora", "X-LoRA adapters=[movies, products, tweets] on q,v", "low rank"),
     Row("prefix", "prefix", "keys and values"),
     Row("gated_prefix", "gated prefix", "keys and values"),
     Row("prefix without its MLP", "prefix reparametrised=false", "keys and values", HIGH),
