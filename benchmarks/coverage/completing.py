@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import ResNetConfig
 
-from benchmarks.coverage.depth import configs_of
+from peft_compiler.analysis.arguments import Config
 
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
@@ -55,7 +55,7 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
 
 def complete(config: Any) -> None:
     """Completes a config and those within it, in place."""
-    for each in configs_of(config):
+    for each in Config.of(config).configs:
         for name, value in _VALUES.items():
             if vars(each).get(name, 0) is None:
                 setattr(each, name, value(each))
@@ -91,7 +91,7 @@ def _rotate_evenly(config: Any) -> None:
 
 def without_timm(config: Any) -> None:
     """Replaces backbones of the timm library, in place, by one that transformers has itself."""
-    for each in configs_of(config):
+    for each in Config.of(config).configs:
         for name, value in list(vars(each).items()):
             if getattr(value, "model_type", None) == "timm_backbone":
                 stages = [f"stage{number}" for number in getattr(value, "out_indices", None) or (1, 2, 3, 4)]

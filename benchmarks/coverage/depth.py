@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from peft_compiler.analysis.arguments import Config
+
 DEPTH = 4
 _DEEPEST = 6
 _MOST_KINDS = 6
@@ -23,18 +25,9 @@ _KIND_LISTS = re.compile(r"layer.*type|block.*type|layers_pattern|hybrid.*patter
 _INDEX_LISTS = re.compile(r"(index|indices|indexes|idx|idxs|ids|layers)$")
 
 
-def configs_of(config: Any) -> list[Any]:
-    """Returns a config and every one within it, outermost first."""
-    found = [config]
-    for candidate in found:
-        nested = (value for value in vars(candidate).values() if hasattr(value, "model_type"))
-        found.extend(value for value in nested if not any(value is other for other in found))
-    return found
-
-
 def cut(config: Any) -> None:
     """Cuts a config and those within it to `DEPTH` layers, in place."""
-    for each in configs_of(config):
+    for each in Config.of(config).configs:
         _cut_one(each)
 
 

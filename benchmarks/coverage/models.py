@@ -10,9 +10,10 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 
 from benchmarks.coverage.completing import complete, without_timm
-from benchmarks.coverage.depth import configs_of, cut
+from benchmarks.coverage.depth import cut
 from benchmarks.coverage.targets import Target
 from benchmarks.coverage.widths import renumber_tokens, shrink, shrink_vocabulary
+from peft_compiler.analysis.arguments import Config
 from peft_compiler.analysis.meta_mode import MetaFloats
 
 MOST_PARAMETERS = 250_000_000
@@ -112,7 +113,7 @@ def _default_config(target: Target) -> Any:
     without_timm(config)
     wanted = getattr(target.model_class, "config_class", None)
     if wanted is not None and not isinstance(config, wanted):
-        config = next((each for each in configs_of(config) if isinstance(each, wanted)), config)
+        config = next((each for each in Config.of(config).configs if isinstance(each, wanted)), config)
     return config
 
 
@@ -123,7 +124,9 @@ def _with_missing_fields(target: Target, config: Any, device: str) -> nn.Module:
             return _model(target, copy.deepcopy(config), device)
         except AttributeError as error:
             missing = _MISSING.search(str(error))
-            lacking = [each for each in configs_of(config) if missing and type(each).__name__ == missing[1]]
+            lacking = [
+                each for each in Config.of(config).configs if missing and type(each).__name__ == missing[1]
+            ]
             if not lacking or missing is None:
                 raise
             for each in lacking:
@@ -133,7 +136,7 @@ def _with_missing_fields(target: Target, config: Any, device: str) -> nn.Module:
 
 def _likely_value(config: Any, field: str) -> Any:
     """Returns what another config of the same model has for a field, else 0 for a token and None."""
-    values = (vars(each).get(field) for each in configs_of(config))
+    values = (vars(each).get(field) for each in Config.of(config).configs)
     found = next((value for value in values if value is not None), None)
     if found is not None:
         return found

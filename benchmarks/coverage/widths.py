@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.coverage.depth import configs_of
+from peft_compiler.analysis.arguments import Config
 
 VOCABULARY = 512
 _EXPERTS, _PATCHES = 8, 4
@@ -30,7 +30,7 @@ _TOKENS = re.compile(r"token(_id|_ids|_index|_idx)?$|_token_id_?\w*$|^(bos|eos|p
 
 def shrink(config: Any, images: bool, heads: int = 2) -> None:
     """Shrinks a config and those within it in place to no fewer `heads`, images only if wanted."""
-    configs = configs_of(config)
+    configs = Config.of(config).configs
     factor = _factor(configs, heads)
     for each in configs:
         for name, value in list(vars(each).items()):
@@ -41,7 +41,7 @@ def shrink(config: Any, images: bool, heads: int = 2) -> None:
     shrink_vocabulary(config)
 
 
-def _factor(configs: list[Any], fewest: int) -> int:
+def _factor(configs: tuple[Any, ...], fewest: int) -> int:
     """Returns the largest number that divides all heads and leaves at least the fewest of them."""
     heads = [
         value
@@ -83,7 +83,7 @@ def _shrink_images(config: Any) -> None:
 
 def shrink_vocabulary(config: Any) -> None:
     """Leaves few entries, with every special token at an entry of its own."""
-    for each in configs_of(config):
+    for each in Config.of(config).configs:
         size = getattr(each, "vocab_size", None)
         if isinstance(size, int) and size > VOCABULARY:
             each.vocab_size = VOCABULARY
@@ -92,7 +92,7 @@ def shrink_vocabulary(config: Any) -> None:
 
 def renumber_tokens(config: Any) -> None:
     """Gives every special token outside the vocabulary an entry within it, the same one everywhere."""
-    configs = configs_of(config)
+    configs = Config.of(config).configs
     sizes = [size for each in configs if isinstance(size := getattr(each, "vocab_size", None), int)]
     smallest = min(sizes, default=0)
     if not smallest:

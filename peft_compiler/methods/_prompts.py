@@ -179,6 +179,28 @@ def linear(d_in: int, d_out: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def mlp_counts(site: Site, length: int, width: int) -> tuple[int, int]:
-    """Returns how many parameters the rest of the MLP has for one attention, and how many its trunk."""
-    return (width + 1) * width_of(site), length * site.width_out + (site.width_out + 1) * width
+def idle_width(width: int | None, reparametrised: bool) -> Iterator[str]:
+    """Yields why a width has nothing to be the width of."""
+    if width is not None and not reparametrised:
+        yield f"width={width} is that of an MLP, which there is with reparametrised=true only"
+
+
+def build_prompts(
+    site: Site, length: int, mlp: int | None, generator: torch.Generator, scale: float = 1.0
+) -> Prompts | Reparametrised:
+    """Returns fresh prompts for one attention, given by an MLP of that width where there is one."""
+    if mlp is None:
+        return Prompts.drawn(site, length, scale, generator)
+    return Reparametrised(site, Trunk(site, length, mlp, generator), mlp, generator)
+
+
+def prompts_count(site: Site, length: int, mlp: int | None) -> int:
+    """Returns how many parameters `build_prompts` gives one attention, without the trunk that many share."""
+    return (length if mlp is None else mlp + 1) * width_of(site)
+
+
+def trunk_counts(site: Site, length: int, mlp: int | None) -> Mapping[Hashable, int]:
+    """Returns how many parameters the trunk has, by what is equal at all sites that share it."""
+    if mlp is None:
+        return {}
+    return {Trunk.alike_at(site): length * site.width_out + (site.width_out + 1) * mlp}

@@ -18,10 +18,11 @@ from peft_compiler.methods._prompts import (
     MLP_WIDTH,
     Prompts,
     Reparametrised,
-    Trunk,
+    build_prompts,
+    idle_width,
     longer_than_any_input,
-    mlp_counts,
-    width_of,
+    prompts_count,
+    trunk_counts,
 )
 from peft_compiler.site import Role, Site
 
@@ -60,35 +61,27 @@ class DeepPrompts(Method, frozen=True):
 
     @override
     def at(self, site: Site) -> Self:
-        return self.model_copy(update={"width": self._width}) if self.reparametrised else self
+        return self.model_copy(update={"width": self._mlp}) if self.reparametrised else self
 
     @override
     def problems(self, site: Site) -> Iterator[str]:
         yield from super().problems(site)
-        if self.width is not None and not self.reparametrised:
-            yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
+        yield from idle_width(self.width, self.reparametrised)
         if self.scale != 1 and self.reparametrised:
             yield f"scale={self.scale} is that of prompts which no MLP gives; leave it out"
         yield from longer_than_any_input(self.length, site)
 
     @override
     def parameter_count(self, site: Site) -> int:
-        if self.reparametrised:
-            return mlp_counts(site, self.length, self._width)[0]
-        return self.length * width_of(site)  # 2 · d for each position of a layer
+        return prompts_count(site, self.length, self._mlp)  # without an MLP, 2 · d for each position
 
     @override
     def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
-        if not self.reparametrised:
-            return {}
-        return {Trunk.alike_at(site): mlp_counts(site, self.length, self._width)[1]}
+        return trunk_counts(site, self.length, self._mlp)
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> Prompts | Reparametrised:
-        if not self.reparametrised:
-            return Prompts.drawn(site, self.length, self.scale, generator)
-        trunk = Trunk(site, self.length, self._width, generator)
-        return Reparametrised(site, trunk, self._width, generator)
+        return build_prompts(site, self.length, self._mlp, generator, self.scale)
 
     @override
     def settled(self) -> Self:
@@ -99,5 +92,6 @@ class DeepPrompts(Method, frozen=True):
         return module.settled() if isinstance(module, Reparametrised) else module
 
     @property
-    def _width(self) -> int:
-        return self.width if self.width is not None else MLP_WIDTH
+    def _mlp(self) -> int | None:
+        """Width of the MLP, or None where there is none."""
+        return (self.width or MLP_WIDTH) if self.reparametrised else None

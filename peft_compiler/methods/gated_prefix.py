@@ -24,11 +24,12 @@ from peft_compiler.methods._prompts import (
     KeysAndValues,
     Prompts,
     Reparametrised,
-    Trunk,
+    build_prompts,
     core_of,
+    idle_width,
     longer_than_any_input,
-    mlp_counts,
-    width_of,
+    prompts_count,
+    trunk_counts,
 )
 from peft_compiler.site import Role, Site
 
@@ -60,13 +61,12 @@ class GatedPrefix(Method, frozen=True):
 
     @override
     def at(self, site: Site) -> Self:
-        return self.model_copy(update={"width": self._width}) if self.reparametrised else self
+        return self.model_copy(update={"width": self._mlp}) if self.reparametrised else self
 
     @override
     def problems(self, site: Site) -> Iterator[str]:
         yield from super().problems(site)
-        if self.width is not None and not self.reparametrised:
-            yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
+        yield from idle_width(self.width, self.reparametrised)
         yield from longer_than_any_input(self.length, site)
         if core_of(site).source is None:
             yield "what its attention is applied to cannot be had where keys are added: take prefix instead"
@@ -80,24 +80,15 @@ class GatedPrefix(Method, frozen=True):
 
     @override
     def parameter_count(self, site: Site) -> int:
-        gate = gate_count(core_of(site).source_width)
-        if self.reparametrised:
-            return gate + mlp_counts(site, self.length, self._width)[0]
-        return gate + self.length * width_of(site)
+        return gate_count(core_of(site).source_width) + prompts_count(site, self.length, self._mlp)
 
     @override
     def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
-        if not self.reparametrised:
-            return {}
-        return {Trunk.alike_at(site): mlp_counts(site, self.length, self._width)[1]}
+        return trunk_counts(site, self.length, self._mlp)
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "GatedKeysAndValues":
-        if self.reparametrised:
-            trunk = Trunk(site, self.length, self._width, generator)
-            prefix = Reparametrised(site, trunk, self._width, generator)
-        else:
-            prefix = Prompts.drawn(site, self.length, 1.0, generator)
+        prefix = build_prompts(site, self.length, self._mlp, generator)
         return GatedKeysAndValues(prefix, Gate(core_of(site).source_width, site.batch_axis, generator))
 
     @override
@@ -112,8 +103,9 @@ class GatedPrefix(Method, frozen=True):
         return GatedKeysAndValues(module.prefix.settled(), module.gate)
 
     @property
-    def _width(self) -> int:
-        return self.width if self.width is not None else MLP_WIDTH
+    def _mlp(self) -> int | None:
+        """Width of the MLP, or None where there is none."""
+        return (self.width or MLP_WIDTH) if self.reparametrised else None
 
 
 class GatedKeysAndValues(nn.Module):

@@ -20,10 +20,11 @@ from peft_compiler.methods._prompts import (
     MLP_WIDTH,
     Prompts,
     Reparametrised,
-    Trunk,
+    build_prompts,
+    idle_width,
     longer_than_any_input,
-    mlp_counts,
-    width_of,
+    prompts_count,
+    trunk_counts,
     with_words,
     words_in_schema,
 )
@@ -86,7 +87,7 @@ class Prefix(Method, frozen=True):
 
     @override
     def at(self, site: Site) -> Self:
-        width = {"width": self._width} if self.reparametrised else {}
+        width = {"width": self._mlp} if self.reparametrised else {}
         return self.model_copy(update={"length": self._length, **width})
 
     @override
@@ -99,30 +100,22 @@ class Prefix(Method, frozen=True):
         elif self.tokens is not None and len(self.tokens) != self._length:
             found = len(self.tokens)
             yield f"length={self._length} is not that of the text, which has {found} tokens; leave it out"
-        if self.width is not None and not self.reparametrised:
-            yield f"width={self.width} is that of an MLP, which there is with reparametrised=true only"
-        if self.tokens is not None and self.reparametrised and self._width < self._length:
-            yield f"width={self._width} is too narrow for the MLP to give {self._length} positions; take more"
+        yield from idle_width(self.width, self.reparametrised)
+        if self.tokens is not None and self._mlp is not None and self._mlp < self._length:
+            yield f"width={self._mlp} is too narrow for the MLP to give {self._length} positions; take more"
         yield from longer_than_any_input(self._length, site)
 
     @override
     def parameter_count(self, site: Site) -> int:
-        if self.reparametrised:
-            return mlp_counts(site, self._length, self._width)[0]
-        return self._length * width_of(site)
+        return prompts_count(site, self._length, self._mlp)
 
     @override
     def shared_counts(self, site: Site) -> Mapping[Hashable, int]:
-        if not self.reparametrised:
-            return {}
-        return {Trunk.alike_at(site): mlp_counts(site, self._length, self._width)[1]}
+        return trunk_counts(site, self._length, self._mlp)
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> Prompts | Reparametrised:
-        if not self.reparametrised:
-            return Prompts.drawn(site, self._length, 1.0, generator)
-        trunk = Trunk(site, self._length, self._width, generator)
-        return Reparametrised(site, trunk, self._width, generator)
+        return build_prompts(site, self._length, self._mlp, generator)
 
     @property
     @override
@@ -143,5 +136,6 @@ class Prefix(Method, frozen=True):
         return self.length if self.length is not None else len(self.tokens or ()) or DEFAULT_LENGTH
 
     @property
-    def _width(self) -> int:
-        return self.width if self.width is not None else MLP_WIDTH
+    def _mlp(self) -> int | None:
+        """Width of the MLP, or None where there is none."""
+        return (self.width or MLP_WIDTH) if self.reparametrised else None

@@ -51,6 +51,7 @@ def learning(model: nn.Module) -> dict[str, nn.Parameter]:
         "prompt length=3",
         "LoRA r=2 on q,v; adapters width=4 after FFN",
         "vera r=5 on q",
+        "x-lora r=2 on q,v",
         "trained copy on norm",
     ],
 )
