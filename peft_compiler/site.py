@@ -1,64 +1,13 @@
 """`Site`: one place of a model, the vocabulary that every stage shares with `Role`."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 from peft_compiler.role import EDGES as EDGES
 from peft_compiler.role import PROJECTIONS as PROJECTIONS
 from peft_compiler.role import SHORT_NAMES as SHORT_NAMES
 from peft_compiler.role import Role as Role
 from peft_compiler.role import Tower as Tower
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The rows of a fused projection that belong to one role, in ascending order.
-
-    Attributes:
-        runs: (start, length) of each contiguous run.
-        total: Rows of the whole projection.
-
-    >>> str(Rows.of([0, 1, 4, 5], total=8))
-    '2 × [0:2] every 4 of 8'
-    """
-
-    runs: tuple[tuple[int, int], ...]
-    total: int
-
-    @classmethod
-    def of(cls, indices: Iterable[int], total: int) -> "Rows":
-        """Returns the runs that ascending `indices` form."""
-        runs: list[tuple[int, int]] = []
-        for index in indices:
-            if runs and sum(runs[-1]) == index:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((index, 1))
-        return cls(tuple(runs), total)
-
-    def __len__(self) -> int:
-        return sum(length for _, length in self.runs)
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        """Every row, ascending."""
-        return tuple(index for start, length in self.runs for index in range(start, start + length))
-
-    @property
-    def stride(self) -> int | None:
-        """Distance from run to run when all are equally long and far apart, else None."""
-        distances = {later[0] - earlier[0] for earlier, later in pairwise(self.runs)}
-        lengths = {length for _, length in self.runs}
-        return distances.pop() if len(distances) == 1 and len(lengths) == 1 else None
-
-    def __str__(self) -> str:
-        start, length = self.runs[0]
-        if len(self.runs) == 1:
-            return f"[{start}:{start + length}] of {self.total}"
-        if self.stride is not None:
-            return f"{len(self.runs)} × [{start}:{start + length}] every {self.stride} of {self.total}"
-        return f"{len(self)} rows in {len(self.runs)} runs of {self.total}"
+from peft_compiler.rows import Rows as Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +23,14 @@ class Anchor:
         frames: The chain, outermost first.
         op: Name of the op, such as `"add"`.
         occurrence: Which of several equal chains in one call of the container, from 0.
+        within: Path, below the container, of the module in whose forward the op stands and the chain
+            starts, where the container's graph goes on into that module; else empty.
     """
 
     frames: tuple[tuple[str, int], ...]
     op: str
     occurrence: int = 0
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +119,7 @@ class Core:
         source_width: Size of the last axis of that.
         scores: The product of queries and keys, where the attention is spelt out.
         context: The product of probabilities and values, likewise.
+        obstacle: Why nothing can join this attention, or None.
     """
 
     anchor: Anchor
@@ -181,6 +134,17 @@ class Core:
     source_width: int = 0
     scores: Anchor | None = None
     context: Anchor | None = None
+    obstacle: str | None = None
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """The modules below the core's whose forwards hold its ops: a graph of it goes on into them."""
+        paths = (
+            each.within.split(".")
+            for each in (self.anchor, self.scores, self.context)
+            if each and each.within
+        )
+        return frozenset(".".join(path[:length]) for path in paths for length in range(1, len(path) + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "digests",
     "role",
+    "rows",
     "site",
     "frames",
     "methods",

@@ -7,23 +7,23 @@ from typing import NamedTuple
 
 from torch import fx
 
+from peft_compiler.analysis.core_places import container_of, matrices_of, place_of_core
 from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import kind, tensors
 from peft_compiler.analysis.places import Matrix, matrix_of_linear, matrix_of_lookup
-from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
+from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.batches import find_batch_axis, has_one_context_an_example
 from peft_compiler.analysis.roles.blocks import Blocks
 from peft_compiler.analysis.roles.edges import Joining
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
 from peft_compiler.analysis.roles.feed_forward import Branch
-from peft_compiler.analysis.roles.head_widths import find_head_widths
 from peft_compiler.analysis.roles.inputs import Entrance
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
 from peft_compiler.analysis.roles.sources import call_around, find_source
 from peft_compiler.analysis.roles.stacks import Stacks
 from peft_compiler.analysis.roles.towers import Towers
-from peft_compiler.site import Anchor, Core, Edge, Input, Place, Projector, Role, Site, Stack, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Place, Role, Site, Stack, Whole
 
 _MOST_STEPS_TOLD = 8
 _OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
@@ -137,25 +137,15 @@ class Survey:
     # ---- the parts of a site
 
     def _core(self, attention: Attention, unknown: tuple[str, ...]) -> Found:
-        core = attention.meeting.core
-        widths = find_head_widths(self.flow, attention)
-        place = Core(
-            anchor=_anchor(core),
-            heads=widths.heads,
-            key_heads=widths.key_heads,
-            key_width=widths.key_width,
-            value_width=widths.value_width,
-            learned_bias=has_learned_bias(self.flow, core),
-            keys=self._projector(attention, Role.KEY, widths.key_heads * widths.key_width),
-            values=self._projector(attention, Role.VALUE, widths.key_heads * widths.value_width),
-            scores=_anchor(attention.meeting.scores) if attention.meeting.scores else None,
-            context=_anchor(attention.meeting.context) if attention.meeting.scores else None,
-        )
-        width = widths.heads * widths.value_width
-        width_in = max((matrix.width_in for matrix in self._matrices(attention, Role.VALUE)), default=width)
+        core, place = attention.meeting.core, place_of_core(self.flow, attention)
+        width = place.heads * place.value_width
+        matrices = matrices_of(self.flow, attention, Role.VALUE)
+        widths = (max((matrix.width_in for matrix in matrices), default=width), width)
         evidence = (f"{fact(core).op} in {self._where(core)}", *unknown)
-        widths_of = (width_in, width)
-        found = self._found(Role.ATTENTION_CORE, core, place, widths_of, evidence, cross=attention.cross)
+        path = container_of(attention)
+        found = self._found(
+            Role.ATTENTION_CORE, core, place, widths, evidence, cross=attention.cross, path=path
+        )
         return (
             found if attention.entry is None else self._with_source(found, place, attention, attention.entry)
         )
@@ -178,28 +168,6 @@ class Survey:
     def _with_batch_of(self, data: fx.Node, found: Found) -> Found:
         axis = find_batch_axis(self.flow.graph, data)
         return Found(found.order, replace(found.site, batch_axis=axis))
-
-    def _matrices(self, attention: Attention, role: Role) -> list[Matrix]:
-        found = (matrix_of_linear(self.flow, each.linear) for each in attention.projections.get(role, ()))
-        return [matrix for matrix in found if matrix is not None]
-
-    def _projector(self, attention: Attention, role: Role, width: int) -> Projector | None:
-        """Returns what projects keys or values, where one module below the attention's does that alone."""
-        inner = f"{fact(attention.meeting.core).module}."
-        projections = attention.projections.get(role, ())
-        matrices = self._matrices(attention, role)
-        if len(projections) != 1 or len(matrices) != 1 or projections[0].rows == ():
-            return None
-        place = matrices[0].place_of(projections[0].rows)
-        found = matrices[0].width_out if place.rows is None else len(place.rows)
-        if (
-            place.anchor is not None
-            or place.axes != (1, 1)
-            or found != width
-            or not matrices[0].path.startswith(inner)
-        ):
-            return None
-        return Projector(matrices[0].path.removeprefix(inner), place.rows)
 
     def _projection(
         self,

@@ -1,10 +1,11 @@
 """`Edit`: one insertion, as the module that it joins has to know it; `Flavour`: what its edits come to."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from peft_compiler.methods import Wiring
-from peft_compiler.site import Anchor, Input, Place, Projection, Whole
+from peft_compiler.site import Anchor, Core, Input, Place, Projection, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +141,9 @@ class Flavour(StrEnum):
     """Some insertions change how it is called, others join it inside: a fixed graph around those."""
     KEPT = "kept"
     """Nothing joins it: the original forward runs, and its graph is traced when looked at."""
+
+
+def opened_by(edits: Iterable[Edit]) -> frozenset[str]:
+    """Returns the modules below a host into whose forwards its graph goes on, because of what joins it."""
+    cores = (edit.place for edit in edits if isinstance(edit.place, Core))
+    return frozenset(path for core in cores for path in core.opened)

@@ -68,7 +68,7 @@ def _first(value: Any, ids: Tensor) -> Any:
 def _observed(module: nn.Module, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeysAndValues:
     core = site.place
     assert isinstance(core, Core)
-    tracer = LocalTracer(module)
+    tracer = LocalTracer(module, core.opened)
     graph = tracer.trace(type(module).forward, args, kwargs)
     graph.output_node().args = (keys_and_values(graph, core),)
     tidy(graph)

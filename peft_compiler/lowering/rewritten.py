@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
-from peft_compiler.lowering.edit import Carrier, Edit, Flavour
+from peft_compiler.lowering.edit import Carrier, Edit, Flavour, opened_by
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.extend_input import open_graph
 from peft_compiler.lowering.guards import GuardFailed
@@ -270,7 +270,7 @@ def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:
 
 def _traced(module: Rewritten, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
     """Traces the original forward for this call, applies the edits and keeps the result."""
-    tracer = LocalTracer(module)
+    tracer = LocalTracer(module, opened_by(module.rewriting.edits))
     graph = tracer.trace(module.original.forward, args, kwargs)
     inside = tuple(edit for edit in module.rewriting.edits if not edit.of_call)
     variant = finished(graph, inside, tuple(tracer.arguments))

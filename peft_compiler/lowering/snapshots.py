@@ -63,6 +63,22 @@ def parts_of(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from parts_of(part, seen)
 
 
+def storage_of(tensor: Tensor) -> int:
+    """Returns what is equal for tensors that share their memory."""
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except NotImplementedError:  # some subclasses have no storage of their own
+        return id(tensor)
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """Returns the tensors in a value, at any depth of lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in flat_tensors(item)]
+
+
 @contextmanager
 def evaluated(module: nn.Module) -> Generator[None]:
     """While it lasts, `module` and all below it are in eval mode."""

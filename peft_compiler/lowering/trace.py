@@ -26,7 +26,7 @@ from peft_compiler.errors import LoweringError
 from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
 from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_false, expect_none, expect_true
 from peft_compiler.lowering.signature import argument_names
-from peft_compiler.lowering.snapshots import fingerprint, preserved, snapshot
+from peft_compiler.lowering.snapshots import fingerprint, flat_tensors, preserved, snapshot, storage_of
 from peft_compiler.lowering.symbols import Symbol, plain_attributes, plain_values
 from peft_compiler.lowering.values import SETTLED, ValueMap, tensors_of
 from peft_compiler.site import Anchor
@@ -80,20 +80,21 @@ class LocalTracer(TorchFunctionMode):
     """Records one call of one container. Used once.
 
     Attributes:
+        opened: The modules below the root that are no leaves: the graph goes on into their forwards.
         graph: The local graph; its placeholders are the tensors, numbers and objects among the arguments.
         arguments: Where each placeholder comes from: a position, or a keyword.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, opened: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self.root = root
+        self.root, self.opened, self.within = root, opened, ""
         self.graph = Graph()
         # A child of that name would shadow the root.
         self.graph._graph_namespace.create_name("self", None)  # pyright: ignore[reportPrivateUsage]
         self.arguments: list[int | str] = []
         self.values = ValueMap(self.graph, root, self)
-        self.outer_storages = {_storage(tensor) for _, tensor in tensors_of(root)}
-        self.occurrences: Counter[tuple[object, str]] = Counter()
+        self.outer_storages = {storage_of(tensor) for _, tensor in tensors_of(root)}
+        self.occurrences: Counter[tuple[object, str, str]] = Counter()
         self.thread = threading.get_ident()
         self.suspended = False
         self.changed = False
@@ -130,7 +131,7 @@ class LocalTracer(TorchFunctionMode):
         if value is None or isinstance(value, (bool, str, *SETTLED)):
             return None
         self.arguments.append(place)
-        self.outer_storages.update(_storage(tensor) for tensor in _flat_tensors(value))
+        self.outer_storages.update(storage_of(tensor) for tensor in flat_tensors(value))
         return self.graph.placeholder(name)
 
     @contextmanager
@@ -155,8 +156,25 @@ class LocalTracer(TorchFunctionMode):
             return module._call_impl(*args, **kwargs)  # pyright: ignore[reportPrivateUsage]
         if self.suspended:
             return module.forward(*args, **kwargs)
+        if name in self.opened:
+            return self._go_into(name, module, args, kwargs)
         node = self.graph.call_module(name, *self.values.node_of((args, kwargs)))
         return self._stateful(node, module.forward, args, kwargs)
+
+    def _go_into(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the forward of an opened module as part of the root's."""
+        own, rewriting = module.__dict__, module.__dict__.get("rewriting")
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or (rewriting and rewriting.edits):
+            raise LoweringError(
+                f"the graph of {type(self.root).__name__} goes on into its {name}, which has hooks or "
+                "insertions of its own: remove the hooks, or choose one of the two places"
+            )
+        original = getattr(type(module), "original", None) if rewriting else None
+        outside, self.within = self.within, name
+        try:
+            return run_forward((original or type(module)).forward, module, args, kwargs)
+        finally:
+            self.within = outside
 
     # ------------------------------------------------------------------ ops
 
@@ -207,8 +225,9 @@ class LocalTracer(TorchFunctionMode):
         else:
             node = self.graph.call_method(name, nodes, keywords)
         frames, op = call_chain(inspect.currentframe(), _STOP), op_name(func)
-        node.meta["anchor"] = Anchor(frames, op, self.occurrences[frames, op])
-        self.occurrences[frames, op] += 1
+        key = frames, op, self.within
+        node.meta["anchor"] = Anchor(frames, op, self.occurrences[key], self.within)
+        self.occurrences[key] += 1
         self._note_change(name, args, kwargs)
         result = self._quietly(func, *plain_values((args, kwargs)))
         return None if name == "__setitem__" else self.values.shown(node, result, countable=name in _VARIABLE)
@@ -273,26 +292,9 @@ class LocalTracer(TorchFunctionMode):
         in_place = (
             name == "__setitem__" or (name.endswith("_") and not name.startswith("__")) or "out" in kwargs
         )
-        if in_place and any(_storage(tensor) in self.outer_storages for tensor in _flat_tensors(args[:1])):
+        if in_place and any(storage_of(tensor) in self.outer_storages for tensor in flat_tensors(args[:1])):
             self.changed = True
 
 
 def _regions() -> tuple[object, ...]:
     return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
-    except NotImplementedError:  # some subclasses have no storage of their own
-        return id(tensor)
-
-
-def _flat_tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return (
-        [tensor for item in value for tensor in _flat_tensors(item)]
-        if isinstance(value, list | tuple)
-        else []
-    )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, model_validator
 from torch import Tensor, nn
 
 from peft_compiler.errors import MethodError
-from peft_compiler.site import Role, Site
+from peft_compiler.site import Core, Role, Site
 
 
 class Wiring(StrEnum):
@@ -134,6 +134,8 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         if site.role not in self.attaches:
             allowed = ", ".join(sorted(self.attaches))
             yield f"{self.kind} attaches to {allowed}; this place is {site.role}"
+        if isinstance(site.place, Core) and site.place.obstacle is not None:
+            yield f"nothing can join this attention: {site.place.obstacle}"
 
     def wiring(self, site: Site) -> Wiring:
         """Returns how a module built for `site` joins it."""

@@ -7,7 +7,7 @@ from torch import fx
 from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import ATTENTION, kind
 from peft_compiler.analysis.roles.attention import Attention
-from peft_compiler.analysis.roles.linears import Dataflow
+from peft_compiler.analysis.roles.linears import Dataflow, letters_of
 from peft_compiler.site import Role
 
 
@@ -53,7 +53,7 @@ def _by_shape(query: fx.Node) -> int:
 
 def _contracted(product: fx.Node, pair: tuple[fx.Node, fx.Node]) -> int:
     """Returns the length of the axis that a product sums over."""
-    letters = _letters(product)
+    letters = letters_of(product)
     if letters is None:
         return fact(pair[0]).shape[-1]
     left, right, out = letters
@@ -63,7 +63,7 @@ def _contracted(product: fx.Node, pair: tuple[fx.Node, fx.Node]) -> int:
 
 def _kept(product: fx.Node, pair: tuple[fx.Node, fx.Node], operand: fx.Node) -> int:
     """Returns the length of the axis that an operand of a product brings into its result."""
-    letters = _letters(product)
+    letters = letters_of(product)
     is_right = operand is pair[1]
     if letters is None:
         return fact(operand).shape[-1 if is_right else -2]
@@ -71,12 +71,3 @@ def _kept(product: fx.Node, pair: tuple[fx.Node, fx.Node], operand: fx.Node) -> 
     own, other = (right, left) if is_right else (left, right)
     letter = next(letter for letter in own if letter in out and letter not in other)
     return fact(operand).shape[own.index(letter)]
-
-
-def _letters(product: fx.Node) -> tuple[str, str, str] | None:
-    equation = product.args[0] if product.args else None
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
-        return None
-    terms, out = equation.replace(" ", "").split("->")
-    left, right = terms.split(",")
-    return left, right, out

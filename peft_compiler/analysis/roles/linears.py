@@ -45,12 +45,11 @@ class Linear:
     @property
     def letters(self) -> tuple[str, str, str] | None:
         """The letters of data, weight and output where the op is an einsum, else None."""
-        equation = self.node.args[0] if kind(self.node) == "einsum" else None
-        if not isinstance(equation, str) or "->" not in equation or "." in equation:
+        letters = letters_of(self.node)
+        if letters is None:
             return None
-        terms, out = equation.replace(" ", "").split("->")
-        data, weight = terms.split(",")[:: -1 if self.weight_first else 1]
-        return data, weight, out
+        left, right, out = letters
+        return (right, left, out) if self.weight_first else (left, right, out)
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -125,6 +124,16 @@ def find_dataflow(graph: ModuleGraph) -> Dataflow:
         elif linear := _as_linear(node, left, right, taint):
             linears[node] = linear
     return Dataflow(graph, taint, linears, products)
+
+
+def letters_of(node: fx.Node) -> tuple[str, str, str] | None:
+    """Returns the letters of both operands and of the result of an einsum; None for anything else."""
+    equation = node.args[0] if kind(node) == "einsum" else None
+    if not isinstance(equation, str) or "->" not in equation or "." in equation or equation.count(",") != 1:
+        return None
+    terms, out = equation.replace(" ", "").split("->")
+    left, right = terms.split(",")
+    return left, right, out
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

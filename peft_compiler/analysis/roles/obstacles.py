@@ -1,0 +1,131 @@
+"""Why nothing can join an attention: where prompts would not meet the queries as its own keys do."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx
+
+from peft_compiler.analysis.module_graph import fact
+from peft_compiler.analysis.ops import ATTENTION, argument, kind
+from peft_compiler.analysis.roles.attention import Attention
+from peft_compiler.analysis.roles.linears import Dataflow, letters_of
+from peft_compiler.analysis.roles.nearest import behind
+from peft_compiler.analysis.roles.replay import ELSEWHERE, Origins, index_along, replay, with_destinations
+from peft_compiler.site import Role
+
+
+def find_obstacle(flow: Dataflow, attention: Attention) -> str | None:
+    """Returns the first reason why keys cannot be put in front of an attention's own; None without any.
+
+    An attention that is one op is what the op says. One that is spelt out is taken to be
+    softmax(scores) values only where this is seen: each key has one column of the scores, in
+    order, from their product to the softmax and on to the values, and the scores are laid out
+    as (batch, heads, queries, keys), or with the first two axes as one.
+    """
+    return None if kind(attention.meeting.core) == ATTENTION else next(_obstacles(flow, attention), None)
+
+
+def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
+    meeting = attention.meeting
+    softmax, scores = meeting.core, meeting.scores
+    assert scores is not None
+    dimensions, axis = len(fact(softmax).shape), argument(softmax, 1, "dim")
+    if axis not in (-1, dimensions - 1):
+        yield f"its softmax runs over axis {axis} of {dimensions}, not over the last one"
+        return
+    if not _is_known_product(flow, scores, meeting.key, _are_scores):
+        yield "its scores are not laid out as (batch, heads, queries, keys)"
+        return
+    if not _is_known_product(flow, meeting.context, meeting.value, _is_context):
+        yield "its probabilities are not laid out as (batch, heads, queries, keys) where they meet the values"
+        return
+    logits = flow.active_inputs[softmax][0]
+    has_more_columns = fact(softmax).shape[-1] > fact(scores).shape[-1]
+    products = [stop for stop in behind(flow, logits).stops if stop in flow.products]
+    if not _keeps_columns(flow, scores, logits) or (has_more_columns and len(products) > 1):
+        yield "its scores do not go to the softmax with one column for each key, as where keys lie in blocks"
+    elif len(fact(scores).shape) not in (3, 4):
+        yield f"its scores have {len(fact(scores).shape)} axes; expected (batch, heads, queries, keys)"
+    elif not _keeps_columns(flow, softmax, _other(flow, meeting.context, meeting.value)):
+        yield "its probabilities do not go to the values with one column for each key"
+    elif any(stop in flow.products for stop in behind(flow, meeting.value).stops):
+        yield "its values are products themselves, as where attention is approximated"
+    elif not _has_heads_behind_batch(flow, attention, scores):
+        yield "its heads do not lie right behind the batch"
+
+
+def _other(flow: Dataflow, product: fx.Node, operand: fx.Node) -> fx.Node:
+    left, right = flow.products[product]
+    return right if operand is left else left
+
+
+def _is_known_product(
+    flow: Dataflow, product: fx.Node, operand: fx.Node, is_known: Callable[[str, str, str], bool]
+) -> bool:
+    """Whether a product has its operands and its result in a known layout.
+
+    One of matrices has, if keys or values are its right operand; of one by letters `is_known`
+    is asked with those of the other operand, of keys or values, and of the result.
+    """
+    letters, is_right = letters_of(product), flow.products[product][1] is operand
+    if letters is None:
+        return is_right and kind(product) != "einsum"
+    left, right, out = letters
+    return is_known(left, right, out) if is_right else is_known(right, left, out)
+
+
+def _are_scores(queries: str, keys: str, out: str) -> bool:
+    if len(out) != 4 or len(queries) != 4 or len(keys) != 4:
+        return False
+    shared, query, key = out[:2], out[2], out[3]
+    return set(shared) <= set(queries) & set(keys) and query not in keys and key not in queries
+
+
+def _is_context(probabilities: str, values: str, out: str) -> bool:
+    if len(probabilities) != 4 or len(values) != 4 or len(out) != 4:
+        return False
+    shared, query, key = probabilities[:2], probabilities[2], probabilities[3]
+    return set(shared) <= set(values) & set(out) and query not in values and key in values and key not in out
+
+
+def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
+    """Whether the last axis of `start` arrives as the last axis of `end`, but for columns put beside it."""
+    found = behind(flow, end, may_pass=lambda node: node is not start)
+    probe = index_along(fact(start).shape, len(fact(start).shape) - 1)
+    region = with_destinations(found.passed)
+    arrived = (
+        () if probe is None else replay({start: probe}, [node for node in region if node is not start], end)
+    )
+    return bool(arrived) and all(_is_in_order(tensor) for tensor in arrived)
+
+
+def _is_in_order(arrived: Tensor) -> bool:
+    rows = arrived.flatten(0, -2)
+    own = rows[:, rows[0] != ELSEWHERE]
+    return own.shape[1] > 0 and bool((own == torch.arange(own.shape[1])).all())
+
+
+def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Node) -> bool:
+    """Whether features of the keys vary from head to head, and not along the batch; so if unknown."""
+    key = attention.meeting.key
+    projections = attention.projections[Role.KEY]
+    if len(projections) != 1:
+        return True
+    linear = projections[0].linear
+    probe = None if linear.axes[1] > 1 else index_along(fact(linear.node).shape, linear.feature_axis)
+    region = with_destinations(behind(flow, key).passed)
+    arrived: Origins = () if probe is None else replay({linear.node: probe}, region, key)
+    letters = letters_of(scores)
+    for tensor in arrived:
+        if letters is not None:
+            left, right, out = letters
+            own = right if flow.products[scores][1] is key else left
+            by_batch = tensor.movedim(own.index(out[0]), 0)
+        elif tensor.dim() == 4:
+            by_batch = tensor
+        else:
+            batch = fact(linear.node).shape[0]
+            by_batch = tensor.unflatten(0, (batch, -1)) if len(tensor) % batch == 0 else tensor
+        if not bool((by_batch == by_batch[:1]).all()):
+            return False
+    return True

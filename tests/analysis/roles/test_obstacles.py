@@ -1,0 +1,146 @@
+"""An attention that nothing can join says why, and a plan says it before anything is changed."""
+
+import pytest
+import torch
+from torch import Tensor, einsum, nn
+from torch.nn import functional as F  # noqa: N812
+
+import peft_compiler as pc
+from peft_compiler.site import Core, Role, Site
+
+HEADS, WIDTH, LENGTH = 2, 4, 6
+HIDDEN = HEADS * WIDTH
+BLOCK = 3
+
+
+class Attends(nn.Module):
+    """Heads next to the batch, one column of the scores for each key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(self.heads(self.a(x)), self.heads(self.b(x)), self.heads(self.c(x)))
+        return x + self.d(mixed.transpose(1, 2).flatten(2))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(-1) @ v
+
+
+class WithASink(Attends):
+    """A column that is no key stands beside the keys."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        return torch.cat([scores, torch.ones_like(scores[..., :1])], -1).softmax(-1)[..., :-1] @ v
+
+
+class ByColumns(Attends):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (k @ q.mT).softmax(-2).mT @ v
+
+
+class InBlocks(Attends):
+    """Queries of a block see the keys of their own and of the next one, beside each other."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (-1, BLOCK)) for part in (q, k, v))
+        own, others = q @ k.mT, q @ k.roll(1, 2).mT
+        shares = torch.cat([others, own], -1).softmax(-1)
+        return (shares[..., :BLOCK] @ v.roll(1, 2) + shares[..., BLOCK:] @ v).flatten(2, 3)
+
+
+class WithGroups(Attends):
+    """The heads lie in two axes."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(1, (1, -1)) for part in (q, k, v))
+        return ((q @ k.mT).softmax(-1) @ v).flatten(1, 2)
+
+
+class Windows(Attends):
+    """The values are cut into windows that overlap."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        near = F.pad((q @ k.mT).softmax(-1), (1, 1))
+        return near @ F.pad(v, (0, 0, 1, 1))
+
+
+class Approximated(Attends):
+    """A few landmarks stand between queries and keys."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        landmarks = k.unflatten(2, (BLOCK, -1)).mean(3)
+        return (q @ landmarks.mT).softmax(-1) @ ((landmarks @ k.mT).softmax(-1) @ v)
+
+
+class HeadsFirst(Attends):
+    """The batch lies behind the heads."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+        return ((q @ k.mT).softmax(-1) @ v).transpose(0, 1)
+
+
+class HeadsFirstInOneAxis(Attends):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads, batch = q.shape[1], q.shape[0]
+        q, k, v = (part.transpose(0, 1).flatten(0, 1) for part in (q, k, v))
+        return ((q @ k.mT).softmax(-1) @ v).unflatten(0, (heads, batch)).transpose(0, 1)
+
+
+class HeadsBehindQueries(Attends):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = einsum("bhqd,bhkd->bqhk", q, k)
+        return einsum("bqhk,bhkd->bhqd", scores.softmax(-1), v)
+
+
+class FromTheRight(Attends):
+    """The values are multiplied with the probabilities, not the other way round."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (v.mT @ (q @ k.mT).softmax(-1).mT).mT
+
+
+BLOCKS = "its scores do not go to the softmax with one column for each key, as where keys lie in blocks"
+OBSTACLES = {
+    Attends: None,
+    WithASink: None,
+    ByColumns: "its softmax runs over axis -2 of 4, not over the last one",
+    InBlocks: BLOCKS,
+    WithGroups: "its scores have 5 axes; expected (batch, heads, queries, keys)",
+    Windows: "its probabilities do not go to the values with one column for each key",
+    Approximated: "its values are products themselves, as where attention is approximated",
+    HeadsFirst: "its heads do not lie right behind the batch",
+    HeadsFirstInOneAxis: "its heads do not lie right behind the batch",
+    HeadsBehindQueries: "its scores are not laid out as (batch, heads, queries, keys)",
+    FromTheRight: (
+        "its probabilities are not laid out as (batch, heads, queries, keys) where they meet the values"
+    ),
+}
+
+
+def core_of(kind: type[nn.Module]) -> Site:
+    sites = pc.find_sites(kind(), torch.ones(HEADS, LENGTH, HIDDEN))
+    return next(site for site in sites if site.role is Role.ATTENTION_CORE)
+
+
+@pytest.mark.parametrize("kind", OBSTACLES)
+def test_an_obstacle_is_named(kind: type[Attends]) -> None:
+    place = core_of(kind).place
+    assert isinstance(place, Core)
+    assert place.obstacle == OBSTACLES[kind]
+
+
+def test_a_plan_refuses_what_would_join_it() -> None:
+    with pytest.raises(pc.PlanError) as error:
+        pc.plan(InBlocks(), "deep prompts length=2", example_inputs=torch.ones(2, LENGTH, HIDDEN))
+    assert str(error.value) == (
+        "the spec does not fit this model\n"
+        f"  rule 1 (deep_prompts): nothing can join this attention: {BLOCKS}\n"
+        "    at '' (attention.core)"
+    )
