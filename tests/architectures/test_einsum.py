@@ -12,7 +12,7 @@ HEADS, WIDTH, HIDDEN, LAYERS, TOKENS, LENGTH = 4, 2, 6, 2, 11, 5
 
 
 class Attends(nn.Module):
-    """To the scores comes a second product of the queries, which is nearer to the softmax."""
+    """To the scores comes a second product of the queries, which by letters is nearer to the softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Attends(nn.Module):
         raise AssertionError("a class below says how")
 
     def shares(self, content: Tensor, to_positions: Tensor, mask: Tensor) -> Tensor:
-        scores = (content * 0.7 + 0.1 + to_positions) / 2
+        scores = (content + to_positions) / 2
         return scores.masked_fill(mask[:, None, None] == 0, -1e9).softmax(-1)
 
 
@@ -45,31 +45,32 @@ class ByProducts(Attends):
         q, k, v = (
             (x @ weight).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for weight in (self.a, self.b, self.c)
         )
-        shares = self.shares(q @ k.mT, q @ self.positions, mask)
+        # The product of queries and keys is the nearest to the softmax only here.
+        shares = self.shares(0.7 * q @ k.mT, q @ (self.positions * 2) + 0.1, mask)
         return (shares @ v).transpose(1, 2).flatten(2) @ self.d.T
 
 
 class BatchFirst(Attends):
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (einsum("bim,mhd->bihd", x, weight) for weight in (self.a, self.b, self.c))
-        to_positions = einsum("bihd,hdj->bhij", q, self.positions)
-        shares = self.shares(einsum("bihd,bjhd->bhij", q, k), to_positions, mask)
+        to_positions = einsum("bihd,hdj->bhij", q, self.positions * 2)
+        shares = self.shares(0.7 * einsum("bihd,bjhd->bhij", q, k) + 0.1, to_positions, mask)
         return einsum("bihd,mhd->bim", einsum("bhij,bjhd->bihd", shares, v), self.d)
 
 
 class SequenceFirst(Attends):
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (einsum("ibm,mhd->ibhd", x.transpose(0, 1), weight) for weight in (self.a, self.b, self.c))
-        to_positions = einsum("ibhd,hdj->bhij", q, self.positions)
-        shares = self.shares(einsum("ibhd,jbhd->bhij", q, k), to_positions, mask)
+        to_positions = einsum("ibhd,hdj->bhij", q, self.positions * 2)
+        shares = self.shares(0.7 * einsum("ibhd,jbhd->bhij", q, k) + 0.1, to_positions, mask)
         return einsum("ibhd,mhd->ibm", einsum("bhij,jbhd->ibhd", shares, v), self.d).transpose(0, 1)
 
 
 class OtherWayRound(Attends):
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (einsum("mhd,bim->bihd", weight, x) for weight in (self.a, self.b, self.c))
-        to_positions = einsum("hdj,bihd->bhij", self.positions, q)
-        shares = self.shares(einsum("bjhd,bihd->bhij", k, q), to_positions, mask)
+        to_positions = einsum("hdj,bihd->bhij", self.positions * 2, q)
+        shares = self.shares(0.7 * einsum("bjhd,bihd->bhij", k, q) + 0.1, to_positions, mask)
         return einsum("mhd,bihd->bim", self.d, einsum("bjhd,bhij->bihd", v, shares))
 
 
