@@ -80,8 +80,8 @@ class Edge:
     Attributes:
         anchor: The op that takes the activation.
         operand: Which tensor operand of that op it is, from 0.
-        source: What the sub-layer that gives the activation was computed from, or None where
-            the forward that adds does not see it.
+        source: The stream that the sub-layer which gives the activation left, before any norm of
+            its own, or None where the forward that adds does not see it.
         norm: Path, within the module whose forward adds, of the norm that the sum goes into and
             nothing else does, as in a block that normalises after each sub-layer; or None.
     """

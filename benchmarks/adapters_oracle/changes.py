@@ -8,29 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from adapters.context import ForwardContext
 from adapters.methods.lora import LoRALinear
-from adapters.methods.modeling import ParallelAdapter
-from adapters.methods.reft import ReftLayer
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-def give_parallel_adapters_the_normalised_input(model: nn.Module) -> None:
-    """Feeds parallel adapters what the feed-forward layer is fed, not the residual stream before its norm."""
-    normalised: list[tuple[Tensor, Tensor]] = []
-
-    def remember(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        normalised.append((arguments[0], output))
-
-    def of(stream: Tensor) -> Tensor:
-        return next(output for before, output in reversed(normalised) if before is stream)
-
-    for module in model.modules():
-        if "Norm" in type(module).__name__:
-            module.register_forward_hook(remember)
-        if isinstance(module, ParallelAdapter):
-            module.pre_forward = lambda hidden, stream, norm: (of(stream), None, stream)
 
 
 def leave_position_biases_where_they_are(model: nn.Module) -> None:
@@ -97,20 +77,6 @@ def embed_the_prompt_with_the_words(model: nn.Module) -> None:
     layer.forward = embedded
 
 
-def count_padding(model: nn.Module) -> None:
-    """Counts the positions that ReFT intervenes on from the first given, padding or not."""
-
-    def forget(*given: Any) -> None:
-        context = ForwardContext.get_context()
-        for name in ("seqlens", "offsets"):
-            if hasattr(context, name):
-                delattr(context, name)
-
-    for module in model.modules():
-        if isinstance(module, ReftLayer):
-            module.register_forward_pre_hook(forget)
-
-
 def couple_the_words(model: nn.Module) -> None:
     """Moves the invertible adapter to what the table of words gives."""
     base = model.base_model
@@ -126,12 +92,10 @@ def invert_before_the_head(model: nn.Module) -> None:
 
 
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
-    "the adapter is given the normalised input": give_parallel_adapters_the_normalised_input,
     "position biases stay where they are": leave_position_biases_where_they_are,
     "DoRA is its paper's": follow_the_paper_of_dora,
     "IA3 scales behind the activation": scale_behind_the_activation,
     "the prompt is embedded with the words": embed_the_prompt_with_the_words,
-    "padding counts as positions": count_padding,
     "the coupling is on the word embeddings": couple_the_words,
     "the inverse stands before the head": invert_before_the_head,
 }

@@ -9,10 +9,7 @@ from benchmarks.adapters_oracle.case import (
     GATED,
     LORA,
     MLP,
-    PARALLEL,
     POST_NORM,
-    PRE_NORM,
-    REFT,
     UNIPELT,
     VERA,
     WIDTH,
@@ -26,18 +23,6 @@ def with_change(case: Case, change: str) -> tuple[Case, Case]:
 
 
 DIFFERENT = (
-    *with_change(
-        Case(
-            "Scaled parallel, norm first",
-            {"ParBnConfig": BOTTLENECK},
-            f"{PARALLEL} scale=4",
-            PRE_NORM,
-            because="the library's adapter reads the residual stream before the norm, ours what the "
-            "feed-forward layer reads; the paper shows blocks that normalise last only, and its authors' "
-            "code for mBART does as the library",
-        ),
-        "the adapter is given the normalised input",
-    ),
     Case(
         "Compacter++, as the library has it",
         {"CompacterPlusPlusConfig": BOTTLENECK},
@@ -113,27 +98,6 @@ DIFFERENT = (
             "keep their positions; here, as in the paper, it stands before the words",
         ),
         "the prompt is embedded with the words",
-    ),
-    *with_change(
-        Case(
-            "LoReFT, padding on the left",
-            {"LoReftConfig": REFT},
-            "loreft r=3 first=2",
-            ("GPT-2",),
-            because="the library counts the first positions from the first token that is not padding; here "
-            "padding counts",
-        ),
-        "padding counts as positions",
-    ),
-    *with_change(
-        Case(
-            "DiReFT, padding on the left",
-            {"DiReftConfig": REFT},
-            "direft r=3 first=2",
-            ("GPT-2",),
-            because="the same",
-        ),
-        "padding counts as positions",
     ),
     *with_change(
         Case(

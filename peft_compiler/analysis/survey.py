@@ -132,7 +132,8 @@ class Survey:
                 width = fact(outputs[0]).shape[-1]
                 evidence = (f"repeated in {block.stack or 'the model'}, with a residual add",)
                 place = Whole(self.flow.graph.modules[path].size)
-                yield self._found(Role.BLOCK, outputs[0], place, (width, width), evidence, path=path)
+                found = self._found(Role.BLOCK, outputs[0], place, (width, width), evidence, path=path)
+                yield self._with_batch_of(outputs[0], found)
 
     # ---- the parts of a site
 

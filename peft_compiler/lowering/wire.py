@@ -17,6 +17,7 @@ from peft_compiler.lowering.extend_attention import core_node, extend_attention
 from peft_compiler.lowering.extend_input import exchange_input, join_input
 from peft_compiler.lowering.features import matrix, shaped_like, vectors_in, vectors_out
 from peft_compiler.lowering.gated_attention import gate_attention
+from peft_compiler.lowering.masks import mask_given
 from peft_compiler.lowering.nodes import ancestors_after, current, take_over
 from peft_compiler.lowering.returned import first_of, with_first
 from peft_compiler.lowering.routed import join_stack
@@ -85,6 +86,11 @@ def wire_after(graph: Graph, edit: Edit) -> None:
             _after_whole(graph, edit)
 
 
+def wire_after_with_mask(graph: Graph, edit: Edit) -> None:
+    """The activation y that a module gives becomes m(y, mask), mask being what its attention is given."""
+    _after_whole(graph, edit, mask_given(graph))
+
+
 def _after_edge(graph: Graph, edit: Edit, place: Edge) -> None:
     op, activation = _entering(graph, place)
     with graph.inserting_before(op):
@@ -93,7 +99,7 @@ def _after_edge(graph: Graph, edit: Edit, place: Edge) -> None:
 
 
 def wire_parallel(graph: Graph, edit: Edit) -> None:
-    """The activation y on its way into an op becomes y + m(x), x being what its sub-layer is applied to."""
+    """The activation y on its way into an op becomes y + m(x), x being the stream that its sub-layer left."""
     assert isinstance(edit.place, Edge)
     op, activation = _entering(graph, edit.place)
     assert edit.place.source is not None
@@ -142,16 +148,16 @@ def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
     take_over(output, adapted)
 
 
-def _after_whole(graph: Graph, edit: Edit) -> None:
+def _after_whole(graph: Graph, edit: Edit, *more: Any) -> None:
     returned = graph.output_node()
     (result,) = returned.args
     with graph.inserting_before(returned):
         if isinstance(result, Node) and "shape" in result.meta:
-            adapted = inserted_call(graph, edit, result)
+            adapted = inserted_call(graph, edit, result, *more)
             adapted.meta.update({key: result.meta[key] for key in ("shape", "dtype")})
         else:
             first = graph.call_function(first_of, (result,))
-            adapted = graph.call_function(with_first, (result, inserted_call(graph, edit, first)))
+            adapted = graph.call_function(with_first, (result, inserted_call(graph, edit, first, *more)))
     returned.args = (adapted,)
 
 
@@ -218,6 +224,7 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.ON_WEIGHT: wire_on_weight,
     Wiring.BEFORE: wire_before,
     Wiring.AFTER: wire_after,
+    Wiring.AFTER_WITH_MASK: wire_after_with_mask,
     Wiring.PARALLEL: wire_parallel,
     Wiring.AFTER_NORM: wire_after_norm,
     Wiring.EXTEND_KV: wire_extend_kv,

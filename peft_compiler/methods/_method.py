@@ -25,8 +25,10 @@ class Wiring(StrEnum):
     """Projection h: h(m(x)) in place of h(x)."""
     AFTER = "after"
     """Edge, projection or whole module that gives y: m(y) in place of y, on the site's rows only."""
+    AFTER_WITH_MASK = "after_with_mask"
+    """Whole module that gives y and is given a mask of its attention, or None: m(y, mask) in place of y."""
     PARALLEL = "parallel"
-    """Edge y of a sub-layer that was computed from x: y + m(x) in place of y."""
+    """Edge y of a sub-layer that left the stream x: y + m(x) in place of y."""
     AFTER_NORM = "after_norm"
     """Edge y that is added to x: y + m(norm(x + y)) in place of y, or y + m(x + y) where the norm stands
     elsewhere."""

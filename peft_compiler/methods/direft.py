@@ -16,7 +16,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._positions import Positions, more_than_any_input
+from peft_compiler.methods._positions import Positions, choosing_problems
 from peft_compiler.site import Role, Site
 
 
@@ -28,7 +28,7 @@ class DiReFT(Method, frozen=True):
     """
 
     paper: ClassVar[str] = "arXiv:2404.03592"
-    attaches: ClassVar[Mapping[Role, Wiring]] = {Role.BLOCK: Wiring.AFTER}
+    attaches: ClassVar[Mapping[Role, Wiring]] = {Role.BLOCK: Wiring.AFTER_WITH_MASK}
     spoken: ClassVar[tuple[str, ...]] = ("direft",)
     spoken_fields: ClassVar[Mapping[str, str]] = {"rank": "r"}
     default_roles: ClassVar[tuple[Role, ...]] = (Role.BLOCK,)
@@ -38,10 +38,10 @@ class DiReFT(Method, frozen=True):
     kind: Literal["direft"] = "direft"
     r: int = Field(default=8, gt=0, description="Rank of the edit.")
     first: int | None = Field(
-        default=None, gt=0, description="Positions to edit at the start; all if neither is given."
+        default=None, gt=0, description="Tokens to edit at the start; all if neither is given."
     )
     last: int | None = Field(
-        default=None, gt=0, description="Positions to edit at the end; all if neither is given."
+        default=None, gt=0, description="Tokens to edit at the end; all if neither is given."
     )
 
     @override
@@ -49,7 +49,7 @@ class DiReFT(Method, frozen=True):
         yield from super().problems(site)
         if self.r > site.width_out:
             yield f"r={self.r} exceeds the rank of an edit of {site.width_out} features; take less"
-        yield from more_than_any_input(self.first, self.last, site)
+        yield from choosing_problems(self.first, self.last, site)
 
     @override
     def decodes_in_steps(self) -> bool:
@@ -62,7 +62,7 @@ class DiReFT(Method, frozen=True):
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "DirectEdit":
-        return DirectEdit(site.width_out, self.r, self.first, self.last, generator)
+        return DirectEdit(site, self.r, self.first, self.last, generator)
 
 
 class DirectEdit(Positions):
@@ -73,13 +73,14 @@ class DirectEdit(Positions):
     """
 
     def __init__(
-        self, d: int, r: int, first: int | None, last: int | None, generator: torch.Generator
+        self, site: Site, r: int, first: int | None, last: int | None, generator: torch.Generator
     ) -> None:
-        super().__init__(first, last)
+        super().__init__(first, last, site)
+        d = site.width_out
         self.down = nn.Parameter(torch.empty(r, d).uniform_(-(d**-0.5), d**-0.5, generator=generator))
         self.bias = nn.Parameter(torch.empty(r).uniform_(-(d**-0.5), d**-0.5, generator=generator))
         self.up = nn.Parameter(torch.zeros(r, d))
 
     @override
-    def forward(self, h: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        return self.changed(h, lambda x: x + functional.linear(x, self.down, self.bias) @ self.up)
+    def forward(self, h: Float[Tensor, "*batch d"], mask: Tensor | None = None) -> Float[Tensor, "*batch d"]:
+        return self.changed(h, mask, lambda x: x + functional.linear(x, self.down, self.bias) @ self.up)

@@ -1,8 +1,9 @@
-"""Parallel adapters: a narrow branch beside a sub-layer, computed from what the sub-layer is.
+"""Parallel adapters: a narrow branch beside a sub-layer, computed from the stream that this leaves.
 
 He et al. 2021, "Towards a Unified View of Parameter-Efficient Transfer Learning",
 https://arxiv.org/abs/2110.04366, sections 3.2 and 4.3 and table 1: y + s · up(activation(down(x))),
-with x what flows into the sub-layer, after its norm where the block normalises first.
+with x the stream of shape (..., d) that the sub-layer leaves. Where the block normalises first, that
+is before the norm, as in the authors' code for mBART.
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,8 +64,8 @@ class ParallelAdapter(Method, frozen=True):
             yield problem
         if isinstance(site.place, Edge) and site.place.source is None:
             yield (
-                f"what flows into the sub-layer does not reach the {site.module_type} that adds its output: "
-                "take an adapter after it"
+                "the stream that the sub-layer leaves does not reach the "
+                f"{site.module_type} that adds its output: take an adapter after it"
             )
 
     @override

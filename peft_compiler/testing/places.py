@@ -77,7 +77,7 @@ class Example:
                 changed = y.clone()
                 changed[..., list(site.rows.indices)] = inserted(y[..., list(site.rows.indices)])
                 return changed
-            case Wiring.AFTER:
+            case Wiring.AFTER | Wiring.AFTER_WITH_MASK:
                 return inserted(y)
             case Wiring.PARALLEL | Wiring.AFTER_NORM:
                 return y + inserted(x)
@@ -171,7 +171,7 @@ def _drawn_examples() -> dict[str, Example]:
             Site(Role.FEED_FORWARD, "place", edge, 8, 8, batch_axis=0), nn.Identity(), x
         ),
         "mixer edge": Example(Site(Role.MIXER, "place", edge, 8, 8, batch_axis=0), nn.Identity(), x),
-        "block": Example(Site(Role.BLOCK, "place", Whole(0), 8, 8), nn.Identity(), x),
+        "block": Example(Site(Role.BLOCK, "place", Whole(0), 8, 8, batch_axis=0), nn.Identity(), x),
         "core": Example(Site(Role.ATTENTION_CORE, "place", core, 24, 24, batch_axis=0), nn.Identity(), x),
         "input": Example(
             Site(Role.INPUT, "place", Input("0.weight", "input_ids", None, "place"), 8, 6, positions=64),

@@ -16,7 +16,7 @@ SPECS = [
         'p-tuning template="[P] {text} [P]" encoder="mlp"; llama-adapter length=2',
         {"use_cache": False},
     ),
-    ("gpt2", "ia3; ssf on q; dora r=2 on v; deep prompts length=2", {"use_cache": False}),
+    ("gpt2", "ia3; ssf on q; dora r=2 on v; deep prompts length=2; loreft r=2 last=2", {"use_cache": False}),
     ("mixtral", "dora r=2 on up, down", {"use_cache": False}),
     ("bert", "pfeiffer adapters; parallel adapters; gated prefix length=2; train norm", {}),
 ]

@@ -47,27 +47,26 @@ def in_a_post_norm_block(spec: str, name: str) -> tuple[Tensor, nn.Module, Tenso
         return ours(wide, x), ours.get_submodule(f"inserted.{name}"), x, base.dense(wide), base.LayerNorm
 
 
-def test_a_parallel_adapter_reads_what_flows_into_its_sub_layer() -> None:
+def test_a_parallel_adapter_reads_the_stream_that_its_sub_layer_leaves() -> None:
     given, inserted, x, y, norm = in_a_post_norm_block(
         "parallel adapters width=4 scale=3 after FFN", "feed_forward_parallel_adapter"
     )
     torch.testing.assert_close(given, norm(x + y + 3 * branch(inserted, x)))
 
 
-def test_a_parallel_adapter_reads_what_a_norm_gives_where_the_block_normalises_first() -> None:
+def test_a_parallel_adapter_reads_the_stream_before_the_norm_of_its_sub_layer() -> None:
     tuned, base = stirred("llama", "parallel adapters width=4 after FFN"), zoo.build("llama")
     layer, plain = (model.get_submodule("model.layers.1") for model in (tuned, base))
-    normed: list[Tensor] = []
-    layer.post_attention_layernorm.register_forward_hook(lambda *call: normed.append(call[2]))
+    streams: list[Tensor] = []
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda *call: streams.append(call[1][0]))
+    inside: list[Tensor] = []
+    layer.register_forward_hook(lambda *call: inside.append(call[2]))
     with torch.no_grad():
-        inputs = zoo.inputs("llama")
-        inside: list[Tensor] = []
-        layer.register_forward_hook(lambda *call: inside.append(call[2]))
-        tuned(**inputs)
-        (x,), (out,) = normed, inside
+        tuned(**zoo.inputs("llama"))
+        (x,), (out,) = streams, inside
         inserted = layer.get_submodule("inserted.feed_forward_parallel_adapter")
-        stream = out - plain.mlp(x) - branch(inserted, x)
-        torch.testing.assert_close(plain.post_attention_layernorm(stream), x, atol=1e-4, rtol=1e-4)
+        fed = plain.mlp(plain.post_attention_layernorm(x))
+        torch.testing.assert_close(out, x + fed + branch(inserted, x))
 
 
 def test_a_learned_scale_starts_at_one_and_learns() -> None:
@@ -183,6 +182,6 @@ def test_a_rank_that_restricts_nothing_is_refused() -> None:
 def test_a_parallel_adapter_without_its_source_is_refused() -> None:
     site = replace(EXAMPLES["feed-forward edge"].site, place=Edge(ANCHOR, 1), module_type="Output")
     assert list(ParallelAdapter(width=2).problems(site)) == [
-        "what flows into the sub-layer does not reach the Output that adds its output: "
+        "the stream that the sub-layer leaves does not reach the Output that adds its output: "
         "take an adapter after it"
     ]

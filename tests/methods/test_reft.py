@@ -1,5 +1,7 @@
 """What LoReFT and DiReFT promise: the formulas of their paper, at the positions that were asked for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 import peft_compiler as pc
 from peft_compiler.methods import DiReFT, LoReFT, Method
 from peft_compiler.methods.loreft import orthonormal
+from peft_compiler.site import Site
 from peft_compiler.testing.places import examples
 from tests import zoo
 from tests.test_compiling import stir
@@ -15,7 +18,11 @@ SITE = examples()["block"].site
 
 
 def built(method: Method) -> nn.Module:
-    module = method.build(SITE, nn.Identity(), torch.Generator().manual_seed(0))
+    return built_at(SITE, method)
+
+
+def built_at(site: Site, method: Method) -> nn.Module:
+    module = method.build(site, nn.Identity(), torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_()
@@ -50,6 +57,16 @@ def test_the_chosen_positions_and_no_others_are_edited(
     others = [position for position in range(6) if position not in positions]
     torch.testing.assert_close(given[:, list(positions)], expected[:, list(positions)])
     assert torch.equal(given[:, others], h[:, others])
+
+
+@pytest.mark.parametrize("kind", [LoReFT, DiReFT])
+def test_where_examples_stand_in_the_second_axis_positions_are_in_the_first(
+    kind: type[LoReFT | DiReFT],
+) -> None:
+    module, h = built(kind(r=3, first=1)), torch.randn(6, 2, 8)
+    turned = built_at(replace(SITE, batch_axis=1), kind(r=3, first=1))
+    turned.load_state_dict(module.state_dict())
+    torch.testing.assert_close(turned(h), module(h.transpose(0, 1)).transpose(0, 1))
 
 
 def test_a_step_of_decoding_is_neither_first_nor_last() -> None:

@@ -18,6 +18,20 @@ METHODS = (
         f"{VERIFY}::test_every_promise_is_kept",
     ),
     Mutant(
+        "first and last tokens are found beside padding",
+        "methods/_positions.py",
+        "torch.where(mask.amax() == 1, mask[:, -n:] > 0, seen)",
+        "seen",
+        "methods/test_positions.py::test_tokens_are_told_from_padding",
+    ),
+    Mutant(
+        "interventions are told where padding is",
+        "lowering/wire.py",
+        "_after_whole(graph, edit, mask_given(graph))",
+        "_after_whole(graph, edit, None)",
+        "methods/test_positions.py::test_padding_on_either_side_changes_nothing",
+    ),
+    Mutant(
         "the update is scaled by alpha / r",
         "methods/lora.py",
         "math.sqrt(self.r) if self.rank_stabilised",

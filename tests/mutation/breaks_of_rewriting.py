@@ -4,6 +4,13 @@ from tests.mutation.mutant import COMPILING, LOAD, VERIFY, Mutant
 
 REWRITING = (
     Mutant(
+        "a parallel adapter reads the stream, before any norm",
+        "analysis/roles/edges.py",
+        "find_stream(flow, add, residual.origin, value)",
+        "find_stream(flow, add, value, value)",
+        "methods/test_adapters.py::test_a_parallel_adapter_reads_the_stream_before_the_norm_of_its_sub_layer",
+    ),
+    Mutant(
         "the base is frozen",
         "lowering/lower.py",
         "nn.Parameter(parameter.detach(), requires_grad=False) if plain",

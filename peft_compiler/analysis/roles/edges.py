@@ -9,10 +9,10 @@ from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import kind
 from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.feed_forward import Branch
-from peft_compiler.analysis.roles.linears import Dataflow, Linear
+from peft_compiler.analysis.roles.linears import Dataflow
 from peft_compiler.analysis.roles.nearest import behind
 from peft_compiler.analysis.roles.residuals import Residual, active_operands, source_of
-from peft_compiler.analysis.roles.sources import find_norm_behind, find_source
+from peft_compiler.analysis.roles.sources import find_norm_behind, find_stream
 from peft_compiler.site import Role, Source
 
 
@@ -25,7 +25,7 @@ class Joining:
         value: The operand that is the output.
         role: Of which kind of sub-layer.
         cross: Whether of cross-attention.
-        source: Where what the sub-layer was computed from can be had beside the add, or None.
+        source: Where the stream that the sub-layer left can be had beside the add, or None.
         norm: Path of the norm that the sum goes into, within the module that adds, or None.
         end: The op of the sub-layer that gave the output, its last projection.
     """
@@ -41,12 +41,11 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The last projection of a sub-layer: which kind it is of, and its first projection if it has one."""
+    """The last projection of a sub-layer, and which kind that is of."""
 
     node: fx.Node
     role: Role
     cross: bool
-    entry: Linear | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +70,31 @@ def find_joinings(
     Sub-layers that are summed first, such as attention and feed-forward in parallel, join
     where each is first added; sums of the same kind, such as experts, join as one.
     """
-    ends = {branch.down: _End(branch.down, branch.role, False, branch.parts[1].linear) for branch in branches}
+    ends = {branch.down: _End(branch.down, branch.role, False) for branch in branches}
     for attention in attentions:
         end = attention.output.node if attention.output else attention.meeting.context
-        ends[end] = _End(end, Role.ATTENTION, attention.cross, attention.entry)
+        ends[end] = _End(end, Role.ATTENTION, attention.cross)
     search = _Search(flow, residuals, norms, ends)
     for residual in residuals.values():
-        yield from _joinings(search, residual.floor, residual.add, residual.branch)
+        yield from _joinings(search, residual, residual.add, residual.branch)
 
 
-def _joinings(search: _Search, floor: int, add: fx.Node, value: fx.Node) -> list[Joining]:
+def _joinings(search: _Search, residual: Residual, add: fx.Node, value: fx.Node) -> list[Joining]:
     flow = search.flow
     source = source_of(flow, value)
     terms = active_operands(flow, source)
     is_sum = kind(source) == "add" and len(terms) == 2 and source not in search.residuals
-    if is_sum and fact(source).order > floor:
-        parts = [joining for term in terms for joining in _joinings(search, floor, source, term)]
+    if is_sum and fact(source).order > residual.floor:
+        parts = [joining for term in terms for joining in _joinings(search, residual, source, term)]
         kinds = {(part.role, part.cross) for part in parts}
         if len(kinds) != 1:
             return parts
-    end = _first_end(search, floor, value)
-    return [_joining(search, add, value, end)] if end else []
-
-
-def _joining(search: _Search, add: fx.Node, value: fx.Node, end: _End) -> Joining:
-    width = fact(add).shape[-1]
-    found = find_source(search.flow, add, end.entry, width) if end.entry else None
-    norm = find_norm_behind(search.flow, add, search.norms)
-    return Joining(add, value, end.role, end.cross, found[0] if found else None, norm, end.node)
+    end = _first_end(search, residual.floor, value)
+    if end is None:
+        return []
+    stream = find_stream(flow, add, residual.origin, value)
+    norm = find_norm_behind(flow, add, search.norms)
+    return [Joining(add, value, end.role, end.cross, stream, norm, end.node)]
 
 
 def _first_end(search: _Search, floor: int, value: fx.Node) -> _End | None:

@@ -1,6 +1,7 @@
 """What flows into a sub-layer, and which norm its output goes into, as the module that joins them sees it."""
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import fx
 
@@ -33,6 +34,42 @@ def find_source(flow: Dataflow, op: fx.Node, entry: Linear, width: int) -> tuple
         if source_of(flow, operand) is source_of(flow, entry.data):
             return Source(_anchor(op), index), operand
     return None
+
+
+def find_stream(flow: Dataflow, add: fx.Node, origin: fx.Node, value: fx.Node) -> Source | None:
+    """Returns where the stream that a branch left at `origin` can be had beside the add that joins `value`.
+
+    That is what the sub-layer is given, before any norm of its own. None where the forward that
+    adds does not see it in the shape of what it adds.
+    """
+    for node in _alike(flow, origin):
+        if fact(node).shape != fact(value).shape:
+            continue
+        for user in flow.active_users.get(node, ()):
+            if (taker := _taker(flow, fact(add).module, user, node)) is not None:
+                return taker
+    return None
+
+
+def _alike(flow: Dataflow, origin: fx.Node) -> Iterator[fx.Node]:
+    """Yields `origin`, and then what is the same up to its shape, type, and constant scale and shift."""
+    queue = deque([origin])
+    while queue:
+        node = queue.popleft()
+        yield node
+        queue.extend(user for user in flow.active_users.get(node, ()) if source_of(flow, user) is origin)
+
+
+def _taker(flow: Dataflow, within: str, user: fx.Node, value: fx.Node) -> Source | None:
+    """Returns what takes `value` as the forward of `within` sees it: the op `user`, or its module."""
+    if fact(user).module == within:
+        return Source(_anchor(user), tensors(user).index(value))
+    child = _called_child(flow, within, fact(user).module)
+    if child is None:
+        return None
+    inputs = call_around(flow.graph.calls[child], user).inputs
+    path = child.removeprefix(f"{within}." if within else "")
+    return Source(path, inputs.index(value)) if value in inputs else None
 
 
 def find_norm_behind(flow: Dataflow, add: fx.Node, norms: Collection[str]) -> str | None:
