@@ -22,7 +22,7 @@ def ranks_of(tuned: nn.Module) -> Mapping[str, int]:
 
 @dataclass(slots=True)
 class Importance:
-    """The smoothed importance of one tensor's entries and how it varies (equations 8 to 10)."""
+    """The smoothed importance of one tensor's entries and how it varies (section 3.2)."""
 
     mean: Tensor
     spread: Tensor
@@ -43,8 +43,8 @@ class RankAllocator:
     """Cuts the ranks of all AdaLoRA of a compiled model from r to target_r on average.
 
     Zhang et al. 2023, https://arxiv.org/abs/2303.10512, section 3.2 and algorithm 1. The budget
-    is that of the beginning for `warmup` steps, then falls along a cubic curve (equation 12),
-    and in the last `cooldown` steps stays, as do the triplets that are left.
+    is that of the beginning for `warmup` steps, then falls along a cubic curve (section 3.3 and
+    appendix A), and in the last `cooldown` steps stays, as do the triplets that are left.
 
     In a training loop, after the backward pass and before the gradients are cleared:
 
@@ -135,7 +135,7 @@ class RankAllocator:
                 of_entries.observe(parameter.detach(), parameter.grad, self.beta_1, self.beta_2)
 
     def _cut(self, budget: int) -> None:
-        """Keeps the `budget` triplets that matter most, wherever they are (equation 7)."""
+        """Keeps the `budget` triplets that matter most, wherever they are (section 3.2)."""
         scores = [
             (values.score + left.score.mean(-2) + right.score.mean(-1)).float().cpu()
             for left, values, right in self._importance

@@ -48,7 +48,7 @@ def projection(d_in: int, d_out: int, deviation: float, generator: torch.Generat
 
 
 class LowRankLinear(nn.Module):
-    """right (left x) + bias, with `left` of shape (r, d_in) and `right` of shape (d_out, r)."""
+    """right (left x) + bias, with `left` (r, d_in), `right` (d_out, r) and `bias` of shape (d_out)."""
 
     def __init__(self, d_in: int, d_out: int, r: int, deviation: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LowRankLinear(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """up(activation(down(x))), with x of shape (..., d)."""
+    """up(activation(down(x))), with x of shape (..., d): `down` has a weight (m, d) and `up` one (d, m)."""
 
     def __init__(self, down: nn.Module, activation: Activation, up: nn.Module) -> None:
         super().__init__()

@@ -23,10 +23,11 @@ class Uniform(NamedTuple):
 
 
 class FrozenPair(nn.Module):
-    """The matrices A and B as `down` and `up`: equal seeds and shapes give equal ones, at any site.
+    """The matrices A and B as `down`, of shape (r, in), and `up`, (out, r), for whatever a method takes as r.
 
-    A compiled model keeps one of those that are equal, however many sites there are. The values
-    are such that bfloat16 can hold them, so that a change of dtype and back loses nothing.
+    Equal seeds and shapes give equal ones, at any site. A compiled model keeps one of those that are
+    equal, however many sites there are. The values are such that bfloat16 can hold them, so that a
+    change of dtype and back loses nothing.
     """
 
     down: Tensor

@@ -21,8 +21,8 @@ DEVIATION = 0.02
 class Gate(nn.Module):
     """sigmoid(w x + b), with x of shape (..., d), as (..., 1); averaged over positions by request.
 
-    arXiv:2110.07577, section 3.2; the average is that of the authors' code, over all positions
-    that are given, padding included.
+    `weight` is w of shape (1, d), `bias` b of shape (1). arXiv:2110.07577, section 3.2; the average is
+    that of the authors' code, over all positions that are given, padding included.
 
     Args:
         d: Width of x.

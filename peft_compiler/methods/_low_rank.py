@@ -29,6 +29,9 @@ CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {
 class LowRank(Update):
     """What all forms share. The scale is applied to the narrow activation, where it costs r products a token.
 
+    `down` is A of shape (*experts, r, in), `up` B of shape (*experts, out, r), or as the file says of a
+    convolution.
+
     A factor that `frozen` names is a buffer: saved, and not trained.
     """
 
@@ -165,7 +168,7 @@ class FromStart(Update):
 
 
 class Shifted(Update):
-    """An update, and a shift of the output by a vector that starts at zero: the host's bias, trained."""
+    """An update, and `shift` of shape (out), which starts at zero, added: the host's bias, trained."""
 
     def __init__(self, update: Update, width: int, axes_after: int) -> None:
         super().__init__()

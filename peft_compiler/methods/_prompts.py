@@ -18,7 +18,7 @@ KeysAndValues = tuple[
 
 
 MLP_WIDTH = 512
-"""Units between the two layers of the MLP, as for table-to-text in arXiv:2101.00190, section 5.3."""
+"""Units between the two layers of the MLP: the authors' for table-to-text (arXiv:2101.00190, section 4.3)."""
 
 
 def core_of(site: Site) -> Core:
@@ -77,7 +77,7 @@ class StartsAtWords(nn.Module, ABC):
 
 
 class Prompts(StartsAtWords):
-    """Keys (key heads, length, key width) and values (key heads, length, value width) of the prompts.
+    """`keys` of shape (key heads, length, key width) and `values` of shape (key heads, length, value width).
 
     Not the identity at initialisation: queries attend to the prompts from the start.
     """
@@ -115,8 +115,9 @@ class Prompts(StartsAtWords):
 class Trunk(Shared):
     """tanh(W E + b), of shape (length, width), from which every attention takes its prompts.
 
-    E of shape (length, d) is the small matrix P' of arXiv:2101.00190, section 4.3, and W of
-    shape (width, d) the first layer of its MLP. All attentions of one kind share it.
+    `embeddings` E of shape (length, d) is the small matrix P' of arXiv:2101.00190, section 4.3, as wide
+    as in the authors' code (the paper's own is `width` wide), and `down`, with W of shape
+    (width, d), the first layer of its MLP. All attentions of one kind share it.
     """
 
     def __init__(self, site: Site, length: int, width: int, generator: torch.Generator) -> None:
@@ -138,8 +139,8 @@ class Trunk(Shared):
 class Reparametrised(StartsAtWords):
     """Prompts as the rest of the MLP gives them: up(trunk()), cut into the keys and values of the heads.
 
-    The rows of `up`, of shape (key heads · (key width + value width), width), are those of the
-    MLP's last layer that belong to this attention.
+    The weight of `up` has the shape (c, width), with c = key heads · (key width + value width): the
+    rows of the MLP's last layer that belong to this attention.
     """
 
     def __init__(self, site: Site, trunk: Trunk, width: int, generator: torch.Generator) -> None:

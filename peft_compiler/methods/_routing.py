@@ -37,7 +37,8 @@ _CALL = _Call()
 class Router(Shared):
     """An MLP with ReLU between its layers; with none, what it reads is what it gives.
 
-    The places of one rule in one stack share it.
+    The places of one rule in one stack share it. Its `layers` take states (batch, positions, d) to
+    (batch, positions, width).
     """
 
     def __init__(

@@ -110,7 +110,7 @@ class Update(nn.Module, ABC):
 
 
 class Narrowed(nn.Module):
-    """Knows which rows of its host's weight are the site's, and how they lie there."""
+    """Knows which rows of its host's weight are the site's, `rows` of shape (out), and how they lie there."""
 
     rows: Tensor | None
 

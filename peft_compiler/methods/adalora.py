@@ -1,8 +1,8 @@
 """AdaLoRA: an update in the form of a singular value decomposition, whose rank is cut where it matters least.
 
 Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
-https://arxiv.org/abs/2303.10512, equation 3: W + alpha / r · P Λ Q, with P of shape (out, r), a
-diagonal Λ of r values and Q of shape (r, in). While it is trained,
+https://arxiv.org/abs/2303.10512, section 3.1, equation 3: W + alpha / r · P Λ Q, with P of shape
+(out, r), a diagonal Λ of r values and Q of shape (r, in). While it is trained,
 `peft_compiler.RankAllocator` sets the values that matter least to zero.
 """
 
@@ -96,8 +96,8 @@ class Triplets(Update):
     """scale · P Λ Q x: r triplets of a column of P, a value of Λ and a row of Q.
 
     `left` is P of shape (*experts, out, r), `values` the diagonal of Λ and `right` Q of shape
-    (*experts, r, in). Identity at initialisation because all values are zero. `kept` says
-    which triplets are still in use; it is saved, and so are the ranks.
+    (*experts, r, in). Identity at initialisation because all values are zero. `kept`, of shape
+    (*experts, r), says which triplets are still in use; it is saved, and so are the ranks.
     """
 
     kept: Tensor

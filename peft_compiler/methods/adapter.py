@@ -1,10 +1,11 @@
 """Bottleneck adapters: a narrow residual block on a sub-layer's output, or on a block's.
 
 Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP",
-https://arxiv.org/abs/1902.00751, section 2.1 and figure 2: y + up(activation(down(y))).
-With a layer norm of its own on a block's output it is that of Bapna and Firat 2019,
-https://arxiv.org/abs/1909.08478, section 3; with projections of low rank, the baseline of
-https://arxiv.org/abs/2106.04647, section 5.
+https://arxiv.org/abs/1902.00751, section 2.1 and figure 2: y + up(activation(down(y))). With a
+layer norm of its own on a block's output it is that of Bapna and Firat 2019,
+https://arxiv.org/abs/1909.08478; with projections of low rank, the baseline "Adapter-LowRank" of
+https://arxiv.org/abs/2106.04647, section 5.1. With y of shape (..., d), `down` and `up` have
+weights of shape (m, d) and (d, m).
 """
 
 from collections.abc import Iterator, Mapping
@@ -118,7 +119,7 @@ class ResidualBottleneck(Bottleneck):
 
 
 class NormedBottleneck(ResidualBottleneck):
-    """y + up(activation(down(norm(y)))), with y of shape (..., d)."""
+    """y + up(activation(down(norm(y)))), with y of shape (..., d); `norm` has two vectors of shape (d)."""
 
     def __init__(self, d: int, down: nn.Module, activation: Activation, up: nn.Module) -> None:
         super().__init__(down, activation, up)

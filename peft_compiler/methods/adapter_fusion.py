@@ -1,9 +1,9 @@
 """AdapterFusion: learned attention over several adapters, each trained before for a task of its own.
 
 Pfeiffer et al. 2020, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
-https://arxiv.org/abs/2005.00247, section 3.3, equation 2: with h what the adapters read and z_n what
-adapter n gives, s = softmax over n of (Q h)ᵀ (K z_n), and the sum of s_n V z_n joins where one adapter's
-output would. Only Q, K and V are trained; the adapters stay as they were.
+https://arxiv.org/abs/2005.00247, section 3.2: with h what the adapters read and z_n what adapter n
+gives, s = softmax over n of (Q h)ᵀ (K z_n), and the sum of s_n · V z_n joins where one adapter's
+output would. Only Q, K and V, of shape (d, d), are trained; the adapters stay as they were.
 """
 
 from collections.abc import Iterator, Mapping
@@ -76,7 +76,8 @@ class AdapterFusion(Method, frozen=True):
 class FrozenBottleneck(Loaded):
     """up(activation(down(x))), with x of shape (..., d) and nothing to train.
 
-    Its tensors have the names and shapes of those of a trained adapter.
+    Its tensors have the names and shapes of those of a trained adapter, with an underscore for the dot:
+    `down_weight` (m, d), `down_bias` (m), `up_weight` (d, m) and `up_bias` (d).
     """
 
     down_weight: Tensor
@@ -101,8 +102,9 @@ class FrozenBottleneck(Loaded):
 class Fusion(nn.Module):
     """The sum over n of softmax((Q h)ᵀ (K z_n)) V z_n, with h of shape (..., d) and z_n = adapter n of h.
 
-    Not the identity at initialisation: V starts next to the identity, as in the authors' code,
-    so that the adapters are averaged, by chance of Q and K, from the first step on.
+    `query` is Q, `key` K and `value` V, with weights of shape (d, d); the first two have a bias. Not
+    the identity at initialisation: V starts next to the identity, as in section 4.1, so that the
+    adapters are averaged, by chance of Q and K, from the first step on.
     """
 
     def __init__(self, d: int, adapters: Mapping[str, FrozenBottleneck], generator: torch.Generator) -> None:

@@ -2,7 +2,8 @@
 
 Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
 Language-models", https://arxiv.org/abs/2106.10199, section 3: every bias of the encoder, those of
-the layer norms too. The base stays frozen: (W x + b) + shift = W x + (b + shift).
+the layer norms too. The base stays frozen: (W x + b) + shift = W x + (b + shift), with a shift of
+shape (out) beside each bias.
 """
 
 from collections.abc import Iterator, Mapping

@@ -3,7 +3,8 @@
 Liu et al. 2023, "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
 https://arxiv.org/abs/2311.06243, section 4: diag(s) W (R_m ... R_1)^T. Each factor R_i is a
 block-diagonal rotation of OFT, with blocks of size b, between features that are b / 2 · 2^(i-1)
-apart, so that m factors mix b · 2^(m-1) features. The scale s is that of the authors' code.
+apart, so that m factors mix b · 2^(m-1) features. The scale s, of shape (out), is that of the
+authors' code.
 """
 
 import math

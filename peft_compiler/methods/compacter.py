@@ -1,10 +1,11 @@
 """Compacter: adapters whose projections are sums of Kronecker products with factors that all share.
 
 Karimi Mahabadi et al. 2021, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers",
-https://arxiv.org/abs/2106.04647, section 4: W = sum over i of A_i ⊗ (s_i t_i), with n matrices A_i
-of shape (n, n) shared by every projection of every layer, and s_i of shape (d_in / n, r) and t_i
-of shape (r, d_out / n) of each projection's own. Compacter stands after both sub-layers,
-Compacter++ only after the feed-forward one; layer norms are trained with them.
+https://arxiv.org/abs/2106.04647, section 3.2, equation 5: W = sum over i of A_i ⊗ (s_i t_i), with n
+matrices A_i of shape (n, n) shared by every projection of every layer, and s_i of shape
+(d_in / n, r) and t_i of shape (r, d_out / n) of each projection's own. Compacter stands after both
+sub-layers, Compacter++ (section 5.2) only after the feed-forward one; layer norms are trained with
+them.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
@@ -92,7 +93,7 @@ class Compacter(Method, frozen=True):
 
 
 class Factors(Shared):
-    """The n matrices A_i, of shape (n, n, n), that all adapters of a rule share."""
+    """The n matrices A_i as `matrices`, of shape (n, n, n), that all adapters of a rule share."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class Factors(Shared):
 
 
 class HypercomplexLinear(nn.Module):
-    """x W + bias, with `left` s of shape (n, d_in / n, r) and `right` t of shape (n, r, d_out / n).
+    """x W + bias: `left` s is (n, d_in / n, r), `right` t (n, r, d_out / n), and `bias` of shape (d_out).
 
     W is never formed: x is split into n parts, each goes through s_i, A_i mixes the parts,
     and t_i gives n parts of the output.

@@ -1,8 +1,10 @@
 """Deep prompts: trainable keys and values in front of those that every attention computes.
 
-Liu et al. 2021, "P-Tuning v2", https://arxiv.org/abs/2110.07602, section 3.2; for each
-attention keys and values of shape (key heads, length, head width). The reparametrisation,
-which section 3.3 finds to help some tasks and to hurt others, is that of prefix-tuning.
+Liu et al. 2021, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning Universally Across
+Scales and Tasks", https://arxiv.org/abs/2110.07602, section 3.2:
+softmax(Q [P_k; K]ᵀ / √c) · [P_v; V], with P_k and P_v, the prompts of each attention's own, of shape
+(key heads, length, head width). The reparametrisation, which section 3.3 finds to help some tasks
+and to hurt others, is that of prefix-tuning.
 """
 
 from collections.abc import Hashable, Iterator, Mapping

@@ -1,9 +1,9 @@
 """DoRA: the direction of a weight is updated in low rank, its magnitude by itself.
 
-Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation",
-https://arxiv.org/abs/2402.09353, equation 5: m (W + scale · B A) / ||W + scale · B A||,
-with one norm and one entry of m for each output, as in the authors' code. In the gradient
-the norm counts as a constant (section 4.3).
+Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353,
+section 4.1, equation 5: m (W + scale · B A) / ||W + scale · B A||, with A of shape (r, in), B of
+shape (out, r), and one norm and one entry of m for each output, as in the authors' code. In the
+gradient the norm counts as a constant (section 4.3).
 """
 
 import math

@@ -1,8 +1,8 @@
 """FourierFT: a few coefficients of the Fourier transform of a weight's update are trained.
 
 Gao et al. 2024, "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
-https://arxiv.org/abs/2405.03003, equations 2 to 4: W + alpha · Re(F^-1(C)), where C of shape
-(out, in) is zero but for n trained entries, whose places are random and the same at every
+https://arxiv.org/abs/2405.03003, section 3.1, equations 2 to 4: W + alpha · Re(F^-1(C)), where C of
+shape (out, in) is zero but for n trained entries, whose places are random and the same at every
 site of a shape.
 """
 

@@ -1,11 +1,12 @@
 """Gated adapters: each position, or each sequence, says how much of its adapter it wants.
 
 Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
-https://arxiv.org/abs/2110.07577, section 3.2: h_F + G_A · up(activation(down(h_F))), with the gate
-G_A = sigmoid(w h_F + b) of what the adapter is given. The authors' code averages the gate over the
-positions of a sequence: `gate="sequence"`, as the recipe `unipelt` has it. Then a token's output
-depends on those that come later, which a model that generates does not have, so by default each
-position has its own.
+https://arxiv.org/abs/2110.07577, section 3.2: h_F + G_A · up(activation(down(h))), with the gate
+G_A = sigmoid(w h + b) of what the adapter is given, of shape (..., d). In the paper h is h_F after
+its residual add and norm; here it is h_F itself, which the feed-forward layer gives. The authors'
+code averages the gate over the positions of a sequence: `gate="sequence"`, as the recipe `unipelt`
+has it. Then a token's output depends on those that come later, which a model that generates does
+not have, so by default each position has its own.
 """
 
 from collections.abc import Iterator, Mapping

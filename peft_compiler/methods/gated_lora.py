@@ -2,10 +2,11 @@
 
 Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
 https://arxiv.org/abs/2110.07577, section 3.2: W x + G_L · alpha / r · B A x, with the gate
-G_L = sigmoid(w x + b) of what the projection is given. In the authors' code the gate takes the place
-of alpha / r, which is 1 here unless alpha is given, and is averaged over the positions of a
-sequence: `gate="sequence"`, as the recipe `unipelt` has it. Then a token's output depends on those
-that come later, which a model that generates does not have, so by default each position has its own.
+G_L = sigmoid(w x + b) of what the projection is given, A of shape (r, in) and B of shape (out, r).
+In the authors' code the gate takes the place of alpha / r, which is 1 here unless alpha is given,
+and is averaged over the positions of a sequence: `gate="sequence"`, as the recipe `unipelt` has it.
+Then a token's output depends on those that come later, which a model that generates does not have,
+so by default each position has its own.
 """
 
 from collections.abc import Iterator, Mapping

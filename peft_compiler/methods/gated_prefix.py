@@ -1,11 +1,11 @@
 """Gated prefixes: each sequence says how much of its prefix an attention shall see.
 
 Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
-https://arxiv.org/abs/2110.07577, section 3.2. The keys and values of a prefix, as in
-prefix-tuning (arXiv:2101.00190) and with its MLP while it is trained, are multiplied by the gate
+https://arxiv.org/abs/2110.07577, section 3.2. The keys and values of a prefix, as in prefix-tuning
+(arXiv:2101.00190) and with its MLP while it is trained, are multiplied by the gate
 G_P = sigmoid(w x + b) of what the attention is applied to, averaged over the positions of the
-sequence as in the authors' code: one number for each example and attention. The gate is kept
-when the MLP is dropped.
+sequence as in the authors' code: one number for each example and attention, w of shape (1, d). The
+gate is kept when the MLP is dropped.
 """
 
 from collections.abc import Hashable, Iterator, Mapping

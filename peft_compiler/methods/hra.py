@@ -1,9 +1,9 @@
 """HRA: a weight is multiplied by Householder reflections of its inputs.
 
 Yuan et al. 2024, "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
-Reflection Adaptation", https://arxiv.org/abs/2405.17484, equation 5: W H_1 ... H_r with
-H_i = I - 2 u_i u_i^T / ||u_i||², and r vectors u_i of shape (in), of which each two that
-follow one another start equal.
+Reflection Adaptation", https://arxiv.org/abs/2405.17484, section 3: W H_1 ... H_r with
+H_i = I - 2 · u_i u_i^T / ||u_i||², and r vectors u_i of shape (in), of which each two that follow
+one another start equal.
 """
 
 import math

@@ -1,9 +1,9 @@
 """IA3: keys, values and the inner activation of the feed-forward layer, each feature scaled.
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
-Learning", https://arxiv.org/abs/2205.05638, section 3.3: softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V)
-and (l_ff ⊙ γ(W_1 x)) W_2, with l_k and l_v as wide as the keys and values and l_ff as the inner
-activation, which of a gated layer is the product that enters its second projection.
+Learning", https://arxiv.org/abs/2205.05638, section 3.3: softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V) and
+(l_ff ⊙ γ(W_1 x)) W_2, with l_k and l_v of shape (d_out), as wide as the keys and values, and l_ff
+as the inner activation, which of a gated layer is the product that enters its second projection.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,8 +2,9 @@
 
 Pfeiffer et al. 2020, "MAD-X: An Adapter-Based Framework for Multi-Task Cross-Lingual Transfer",
 https://arxiv.org/abs/2005.00052, section 4.3: the halves e₁, e₂ of an embedding become
-o₁ = e₁ + F(e₂) and o₂ = e₂ + G(o₁), with F and G bottlenecks of a quarter of its width; the
-inverse, e₂ = o₂ − G(o₁) and e₁ = o₁ − F(e₂), has the same parameters.
+o₁ = e₁ + F(e₂) and o₂ = e₂ + G(o₁), with F and G bottlenecks of a quarter of its width, from
+(..., d / 2) to (..., d / 2); the inverse, e₂ = o₂ − G(o₁) and e₁ = o₁ − F(e₂), has the same
+parameters.
 """
 
 from collections.abc import Hashable, Iterator, Mapping

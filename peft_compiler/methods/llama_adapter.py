@@ -1,10 +1,10 @@
 """LLaMA-Adapter: prompts that an attention sees apart from its keys, through gates that start shut.
 
 Zhang et al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init
-Attention", https://arxiv.org/abs/2303.16199, sections 3.1 and 3.2. Prompts P of shape (K, C)
-in each of the upper layers become keys and values by the frozen projections of their
-attention. Scores of prompts and of keys have a softmax each; the former is multiplied by
-tanh(g), with one g, starting at zero, for each head.
+Attention", https://arxiv.org/abs/2303.16199, sections 3.1 and 3.2. Prompts P of shape (K, C) in
+each of the upper layers become keys and values by the frozen projections of their attention:
+softmax(Q Kᵀ / √c) V + tanh(g) · softmax(Q K_Pᵀ / √c) V_P, with one g, starting at zero, for each
+head.
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,7 +51,7 @@ class LLaMAAdapter(Method, frozen=True):
 
     @override
     def parameter_count(self, site: Site) -> int:
-        return self.length * site.width_in + core_of(site).heads  # section 3.2: K · C, and a gate a head
+        return self.length * site.width_in + core_of(site).heads  # sections 3.1, 3.2: K · C, a gate a head
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "GatedPrompts":
@@ -60,7 +60,7 @@ class LLaMAAdapter(Method, frozen=True):
 
 
 class GatedPrompts(nn.Module):
-    """Prompts (K, C), and tanh(g) for each head.
+    """`prompts` P of shape (K, C), and tanh(g) with `gates` g of shape (heads).
 
     Identity at initialisation because every g is zero; the prompts are normal, so that the
     gates have a gradient from the first step on.

@@ -1,9 +1,10 @@
 """LoHa: the elementwise product of two low-rank matrices is added to a weight.
 
-Hyeon-Woo et al. 2021, "FedPara: Low-Rank Hadamard Product for Communication-Efficient
-Federated Learning", https://arxiv.org/abs/2108.06098, proposition 1, brought to fine-tuning in
-LyCORIS, https://arxiv.org/abs/2309.14859, section 3.2: W + alpha / r · (B1 A1) ⊙ (B2 A2), with
-A of shape (r, in) and B of shape (out, r). The update has a rank of up to r².
+Hyeon-Woo et al. 2021, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated
+Learning", https://arxiv.org/abs/2108.06098, section 2.2, proposition 1, brought to fine-tuning in
+LyCORIS, https://arxiv.org/abs/2309.14859, section 3.2, equation 3:
+W + alpha / r · (B1 A1) ⊙ (B2 A2), with A of shape (r, in) and B of shape (out, r). The update has a
+rank of up to r².
 """
 
 import math
@@ -69,10 +70,12 @@ class LoHa(Method, frozen=True):
 
 
 class HadamardProduct(WeightSum):
-    """W + scale · (B1 A1) ⊙ (B2 A2), where `up_1` is B1 of shape (*experts, out, r) and so on.
+    """W + scale · (B1 A1) ⊙ (B2 A2).
 
-    Identity at initialisation because `down_2` starts at zero. The others are drawn as FedPara
-    proposes (He initialisation), so that `down_2` has a gradient from the first step on.
+    `up_1` and `up_2` are B1 and B2 of shape (*experts, out, r), `down_1` and `down_2` A1 and A2 of
+    shape (*experts, r, in). Identity at initialisation because `down_2` starts at zero. The others
+    are drawn as FedPara proposes (He initialisation), so that `down_2` has a gradient from the
+    first step on.
     """
 
     def __init__(self, site: Site, r: int, scale: float, generator: torch.Generator) -> None:

@@ -1,9 +1,9 @@
 """LoKr: the Kronecker product of two small matrices is added to a weight.
 
 Yeh et al. 2023, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model
-Evaluation", https://arxiv.org/abs/2309.14859, section 3.3: W + alpha / r · C ⊗ (B A), where C
-has the shape (a, c) and B A the shape (out / a, in / c). Where r is no less than half of the
-longer side, a matrix is kept whole instead of as a product.
+Evaluation", https://arxiv.org/abs/2309.14859, section 3.2, equation 4: W + alpha / r · C ⊗ (B A),
+where C has the shape (a, c) and B A the shape (out / a, in / c). Where r is no less than half of
+the longer side, a matrix is kept whole instead of as a product.
 """
 
 import math
@@ -98,7 +98,7 @@ class LoKr(Method, frozen=True):
 
 
 class WholeMatrix(nn.Module):
-    """A trained matrix of shape (*experts, rows, columns)."""
+    """A trained matrix, `values` of shape (*experts, rows, columns)."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()

@@ -7,11 +7,11 @@ https://github.com/microsoft/LoRA. Its variants that keep this form are settings
 
 - rsLoRA, https://arxiv.org/abs/2312.03732, section 3: alpha / sqrt(r) in place of alpha / r.
 - LoRA-FA, https://arxiv.org/abs/2308.03303, section 3: A stays as it was drawn.
-- PiSSA, https://arxiv.org/abs/2404.02948, section 3: from W = U S V, B A starts at the r
+- PiSSA, https://arxiv.org/abs/2404.02948, section 3, equations 2 to 4: from W = U S V, B A starts at the r
   largest singular values, and the base at the rest.
-- OLoRA, https://arxiv.org/abs/2406.01775, section 3: from W = Q R, B starts at the first r
+- OLoRA, https://arxiv.org/abs/2406.01775, its method section: from W = Q R, B starts at the first r
   columns of Q and A at the first r rows of R.
-- LoRA+, https://arxiv.org/abs/2402.12354: `peft_compiler.parameter_groups`.
+- LoRA+, https://arxiv.org/abs/2402.12354, section 4: `peft_compiler.parameter_groups`.
 """
 
 import math

@@ -1,9 +1,10 @@
 """OFT: the inputs of a weight are rotated, block by block.
 
 Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
-https://arxiv.org/abs/2306.07280, equations 3 and 5: W R^T with R = diag(R_1, ..., R_k), each
-R_i = (I - Q_i) (I + Q_i)^-1 of shape (b, b) with a skew-symmetric Q_i, of which only what
-is above the diagonal is trained. Angles between the rows of W stay as they are.
+https://arxiv.org/abs/2306.07280, sections 3.2 and 3.3, equations 2 and 3: W R^T with
+R = diag(R_1, ..., R_k), each R_i = (I - Q_i) (I + Q_i)^-1 of shape (b, b) with a skew-symmetric
+Q_i, of which only what is above the diagonal is trained. (The paper writes -Q_i for Q_i.) Angles
+between the rows of W stay as they are.
 """
 
 import math

@@ -1,10 +1,10 @@
 """P-tuning: trained pseudo tokens anywhere in the input, given by a small prompt encoder.
 
-Liu et al. 2021, "GPT Understands, Too", https://arxiv.org/abs/2103.10385, section 3. A template
-such as `[P][P] {premise} [P] ? [MASK]` puts pseudo tokens between the text and anchor words
-(section 3.3). Their embeddings h_1 … h_m, each of shape (d), are those of a bidirectional
-LSTM over trained embeddings and a two-layer MLP with ReLU (section 3.2), or of an MLP alone.
-Once training is over the encoder is dropped and h is kept.
+Liu et al. 2021, "GPT Understands, Too", https://arxiv.org/abs/2103.10385, sections 3.1 and 3.2 of
+its first version. A template such as `[P][P] {premise} [P] ? [MASK]` puts pseudo tokens between the
+text and anchor words. Their embeddings h = MLP(LSTM(embeddings)), of shape (m, d), are those of a
+bidirectional LSTM over trained embeddings and a two-layer MLP with ReLU, or of an MLP alone. Once
+training is over the encoder is dropped and h is kept.
 """
 
 import re
@@ -190,6 +190,8 @@ class PTuning(Method, frozen=True):
 
 class PromptEncoder(nn.Module):
     """mlp(lstm(embeddings)), of shape (m, d); without an LSTM, mlp(embeddings).
+
+    `embeddings` are (m, d), the `lstm` gives (m, 2 · width) of them, and the `mlp` (m, d) of that.
 
     Not the identity at initialisation: every token attends to the pseudo tokens from the start.
     """

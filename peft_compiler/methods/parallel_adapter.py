@@ -1,9 +1,9 @@
 """Parallel adapters: a narrow branch beside a sub-layer, computed from the stream that this leaves.
 
 He et al. 2021, "Towards a Unified View of Parameter-Efficient Transfer Learning",
-https://arxiv.org/abs/2110.04366, sections 3.2 and 4.3 and table 1: y + s · up(activation(down(x))),
-with x the stream of shape (..., d) that the sub-layer leaves. Where the block normalises first, that
-is before the norm, as in the authors' code for mBART.
+https://arxiv.org/abs/2110.04366, section 3.3 and table 1: y + s · up(activation(down(x))), with x the
+stream of shape (..., d) that the sub-layer leaves. Where the block normalises first, that is before
+the norm, as in the authors' code for mBART.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,10 +82,10 @@ class ParallelAdapter(Method, frozen=True):
 
 
 class ScaledBottleneck(Bottleneck):
-    """s · up(activation(down(x))), with x of shape (..., d).
+    """s · up(activation(down(x))), with x of shape (..., d); a trained s is `scale`, of shape ().
 
-    Nothing is added at initialisation because `up` starts at zero, as LoRA's does and the
-    authors' parallel adapters too (section 4.1).
+    Nothing is added at initialisation because `up` starts at zero, as LoRA's does and the authors'
+    scaled parallel adapters too (appendix A.3).
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Pfeiffer adapters: one in each block, on the normalised sum that the feed-forward layer joins.
 
 Pfeiffer et al. 2020, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
-https://arxiv.org/abs/2005.00247, the placement search of appendix A; as the
-authors' library places it: the adapter reads norm(x + y), y being the feed-forward layer's output
-and x what it is added to, and joins y before that sum is normalised once more:
+https://arxiv.org/abs/2005.00247, the placement search of appendix A.2 and figure 5; as the authors'
+library places it: the adapter reads norm(x + y), y being the feed-forward layer's output and x what
+it is added to, and joins y before that sum is normalised once more:
 norm(x + y + up(activation(down(norm(x + y))))). Where a block normalises first, there is no norm
-behind the sum, and the adapter reads x + y itself.
+behind the sum, and the adapter reads x + y itself. All three are of shape (..., d).
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,10 +1,11 @@
 """Prefix-tuning: trained keys and values in front of every attention's own, given by an MLP.
 
 Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
-https://arxiv.org/abs/2101.00190. Section 4.2: keys and values P[i, :] stand in front of those
-of the input in every attention, of an encoder-decoder in all three kinds. Section 4.3:
-P[i, :] = MLP(P'[i, :]) while it is trained; then P alone is kept. Section 7.4: for few
-examples, P starts as the keys and values that the base computes for real words.
+https://arxiv.org/abs/2101.00190. Section 4.2: keys and values P[i, :] stand in front of those of
+the input in every attention, of an encoder-decoder in all three kinds:
+(key heads, length, head width) each. Section 4.3: P[i, :] = MLP(P'[i, :]) while it is trained; then
+P alone is kept. Section 7.4: for few examples, P starts as the keys and values that the base
+computes for real words.
 """
 
 from collections.abc import Hashable, Iterator, Mapping

@@ -1,8 +1,8 @@
 """Prompt tuning: trainable embeddings in front of those of the tokens.
 
 Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning",
-https://arxiv.org/abs/2104.08691, sections 2 and 2.1: the model sees [P; X], with the prompt P
-of shape (length, d) in front of the embeddings X of the input, (T, d).
+https://arxiv.org/abs/2104.08691, sections 2 and 2.1: the model sees the input = [P; X], with the
+prompt P of shape (length, d) in front of the embeddings X of the input, (T, d).
 """
 
 from collections.abc import Iterator, Mapping
@@ -134,7 +134,7 @@ class Prompt(Method, frozen=True):
 
     @override
     def parameter_count(self, site: Site) -> int:
-        return self.ensemble * self._length * site.width_out  # section 2: E · P
+        return self.ensemble * self._length * site.width_out  # section 2.1: E · P
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "PromptEmbeddings":
@@ -176,7 +176,7 @@ def embedded(host: nn.Module, place: Input, tokens: Tensor) -> Tensor:
 
 
 class PromptEmbeddings(nn.Module):
-    """The prompt P, of shape (length, d), or those of an ensemble, (members, length, d).
+    """The prompt P as `embeddings`, of shape (length, d), or those of an ensemble, (members, length, d).
 
     Not the identity at initialisation: every token attends to the prompt from the start.
     """

@@ -1,8 +1,9 @@
 """SSF: what every op gives, each feature scaled and shifted.
 
 Lian et al. 2022, "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning",
-https://arxiv.org/abs/2210.08823, section 3.2: γ ⊙ y + β after every linear layer and norm, which
-section 3.3 folds into them: γ ⊙ (W x + b) + β = (γ ⊙ W) x + (γ ⊙ b + β).
+https://arxiv.org/abs/2210.08823, section 3.2: γ ⊙ y + β after every linear layer and norm, both of
+shape (d), and their re-parameterization, which folds them in:
+γ ⊙ (W x + b) + β = (γ ⊙ W) x + (γ ⊙ b + β).
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,7 +64,7 @@ class SSF(Method, frozen=True):
 
 
 class ScaleAndShift(nn.Module):
-    """factor · y + shift, both of shape (d).
+    """factor · y + shift, with `factor` and `shift` of shape (d).
 
     Identity at initialisation: they start at one and zero. The authors' code starts them
     around that, with a standard deviation of 0.02.

@@ -2,7 +2,7 @@
 
 Gal et al. 2022, "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual
 Inversion", https://arxiv.org/abs/2208.01618, section 3: of a frozen model the embedding of a new
-word is all that is trained. Each chosen row v of the table becomes v + delta.
+word is all that is trained. Each chosen row v of the table, of shape (d), becomes v + delta.
 """
 
 from collections.abc import Iterator, Mapping
@@ -81,6 +81,8 @@ class TrainableTokens(Method, frozen=True):
 
 class TokenDeltas(nn.Module):
     """What is added to the embedding of each token id: a row of `delta`, of shape (tokens, d), or nothing.
+
+    `tokens`, of shape (tokens), are the ids that have one.
 
     Identity at initialisation: it starts at zero.
     """

@@ -1,7 +1,9 @@
 """Trained copies: a part of the base, such as a new classifier head, trained in a copy of it.
 
-Not a method of its own paper: BERT (https://arxiv.org/abs/1810.04805, section 4) trains a
-new head with the encoder, and every later method keeps doing so.
+Not a method of its own paper: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional
+Transformers for Language Understanding", https://arxiv.org/abs/1810.04805, section 4.1, train a new
+head, scores = log softmax(C Wᵀ) with W of shape (labels, d), and every later method keeps doing so.
+What a copy holds has the names and shapes of the base's.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """VeRA: two vectors scale random matrices that all sites of a shape share.
 
 Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation",
-https://arxiv.org/abs/2310.11454, equation 2: W + Λ_b B Λ_d A. A of shape (r, in) and B of
-shape (out, r) are random and frozen, the vectors b of shape (out) and d of shape (r) are
+https://arxiv.org/abs/2310.11454, section 3.1, equation 2: W + Λ_b B Λ_d A. A of shape (r, in) and B
+of shape (out, r) are random and frozen, the vectors b of shape (out) and d of shape (r) are
 trained.
 """
 

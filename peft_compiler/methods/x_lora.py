@@ -2,11 +2,12 @@
 
 Buehler and Buehler 2024, "X-LoRA: Mixture of Low-Rank Adapter Experts, a Flexible Framework for
 Large Language Models with Applications in Protein Mechanics and Molecular Design",
-https://arxiv.org/abs/2402.07148, and the authors' code, https://github.com/EricLBuehler/xlora:
-each place with weight W gives W x + sum over i of lambda_i · alpha / r · B_i A_i x, with A_i of shape
-(r, in) and B_i of shape (out, r) those of LoRA i, trained before and left as they are. The
-stack runs twice: first with lambda at a fixed number, without gradients, for its last states h of
-shape (batch, positions, d), from which the X-LoRA scaling head, an MLP, gives lambda for the second.
+https://arxiv.org/abs/2402.07148, the section that describes the scaling head, and the authors'
+code, https://github.com/EricLBuehler/xlora: each place with weight W gives W x + sum over i of
+lambda_i · alpha / r · B_i A_i x, with A_i of shape (r, in) and B_i of shape (out, r) those of LoRA
+i, trained before and left as they are. The stack runs twice: first with lambda at a fixed number,
+without gradients, for its last states h of shape (batch, positions, d), from which the X-LoRA
+scaling head, an MLP, gives lambda for the second.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
@@ -175,7 +176,7 @@ class LoadedLoRAs(Loaded):
 
 
 class TrainedLoRAs(nn.Module):
-    """The same, trained from what was loaded, or from their start: a random A, and B = 0."""
+    """The same `down` (n, r, in) and `up` (n, out, r), trained from what was loaded, or random A, zero B."""
 
     faster: ClassVar[tuple[str, ...]] = ("up",)
     """What LoRA+ trains at a higher rate."""
@@ -211,7 +212,8 @@ class Weighing:
 class Mixture(nn.Module):
     """The sum over i of lambda_i · scale · B_i A_i x, with x of shape (batch, positions, in).
 
-    Identity at initialisation because every B is zero, until LoRAs are loaded.
+    `score`, where each place has its own last layer, has a weight of shape (n, width). Identity at
+    initialisation because every B is zero, until LoRAs are loaded.
     """
 
     def __init__(
