@@ -203,4 +203,18 @@ METHODS = (
         "scales - scales",
         "interchange/test_fuse.py::test_every_misfit_of_a_lora_is_told",
     ),
+    Mutant(
+        "a method names the section of its paper",
+        "methods/vera.py",
+        "section 3.1, equation 2: W",
+        "W",
+        "methods/test_docstrings.py::test_a_method_names_its_paper_and_the_section",
+    ),
+    Mutant(
+        "an inserted module says what shapes it holds",
+        "methods/compacter.py",
+        "as `matrices`, of shape (n, n, n), that",
+        "that",
+        "methods/test_docstrings.py::test_an_inserted_module_gives_the_shape_of_all_that_it_holds",
+    ),
 )
