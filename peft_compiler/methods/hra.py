@@ -1,7 +1,7 @@
 """HRA: a weight is multiplied by Householder reflections of its inputs.
 
 Yuan et al. 2024, "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
-Reflection Adaptation", https://arxiv.org/abs/2405.17484, section 3: W H_1 ... H_r with
+Reflection Adaptation", https://arxiv.org/abs/2405.17484, section 3.1, equation 1: W H_1 ... H_r with
 H_i = I - 2 · u_i u_i^T / ||u_i||², and r vectors u_i of shape (in), of which each two that follow
 one another start equal.
 """

@@ -1,8 +1,8 @@
 """MiSS: one small block is repeated along the inputs of a weight and added to it.
 
 Kang and Yin 2024, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing
-Structure", https://arxiv.org/abs/2409.15371, its method section: W + [D, D, ..., D], with D of
-shape (out, r) repeated until the inputs are covered, the last time as far as they go.
+Structure", https://arxiv.org/abs/2409.15371, section 4.2, the efficient form: W + [D, D, ..., D],
+with D of shape (out, r) repeated until the inputs are covered, the last time as far as they go.
 """
 
 import math

@@ -1,7 +1,7 @@
 """RandLoRA: an update of full rank, a trained combination of random low-rank matrices.
 
 Albert et al. 2025, "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
-https://arxiv.org/abs/2502.00987, its method section: W + scale · Σ_j B_j Λ_j A Γ_j over
+https://arxiv.org/abs/2502.00987, section 4.2, equation 4: W + scale · Σ_j B_j Λ_j A Γ_j over
 n = min(out, in) / r matrices, rounded up. The bases B_j of shape (max(out, in), r) and A of shape
 (r, min(out, in)) are random, frozen and the same at every site of a shape; the diagonals Λ_j and
 Γ_j are trained. A stands on the narrow side: where the output is, all is transposed.
