@@ -33,7 +33,7 @@ class Difference:
 
     Attributes:
         outputs: Of the logits, in eval and in train mode.
-        gradients: Of the gradients of any trained tensor.
+        gradients: Of the gradients of any trained tensor, as shares of its largest one where above one.
         moved: How far the adapter moves the logits of the base: a comparison with 0 proves nothing.
         error: Why there is nothing to compare, or None.
     """
@@ -128,7 +128,9 @@ def compared(case: Case, model: str, label: str, folder: Path) -> Difference:
     logits = models.seen(ours.train()(**batch).logits, batch)
     models.loss_of(logits).backward()
     outputs = max(apart(evaluated, theirs.outputs["eval"]), apart(logits, theirs.outputs["train"]))
-    gradients = max(apart(*pair) for pair in gradients_of(ties, theirs))
+    gradients = max(
+        apart(mine, given) / max(1.0, float(given.abs().max())) for mine, given in gradients_of(ties, theirs)
+    )
     return Difference(outputs, gradients, apart(theirs.outputs["eval"], plain))
 
 

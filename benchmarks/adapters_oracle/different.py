@@ -10,6 +10,7 @@ from benchmarks.adapters_oracle.case import (
     LORA,
     MLP,
     POST_NORM,
+    REFT,
     UNIPELT,
     VERA,
     WIDTH,
@@ -120,18 +121,18 @@ DIFFERENT = (
         "the inverse stands before the head",
     ),
     Case(
-        "UniPELT, as the library has it",
-        {"PrefixTuningConfig": MLP | GATED, "SeqBnConfig": BOTTLENECK | GATED, "LoRAConfig": LORA | GATED},
-        UNIPELT,
-        ("BERT",),
-        because="the library's adapter reads the normalised sum, as Pfeiffer's; here it reads the "
-        "feed-forward layer's output, and there both are equal (above)",
+        "LoReFT, first and last",
+        {"LoreftConfig": REFT | {"suffix_positions": 1}},
+        "loreft r=3 first=2 last=1",
+        ("BART", "T5"),
+        because="the library takes the last positions of the encoder's input in the decoder too, where they "
+        "are beyond the end: it does not run",
     ),
     Case(
         "UniPELT, padding on the left",
         {
             "PrefixTuningConfig": MLP | GATED,
-            "DoubleSeqBnConfig": BOTTLENECK | GATED | {"mh_adapter": False, "non_linearity": "relu"},
+            "SeqBnConfig": BOTTLENECK | GATED,
             "LoRAConfig": LORA | GATED,
         },
         UNIPELT,

@@ -89,6 +89,7 @@ EQUAL = (
         "LoReFT, first and last",
         {"LoReftConfig": REFT | {"suffix_positions": 1}},
         "loreft r=3 first=2 last=1",
+        ("BERT", "RoBERTa", "DistilBERT", "GPT-2", "Llama", "ViT"),
     ),
     Case("AdapterFusion", {"SeqBnConfig": BOTTLENECK}, f"adapter fusion width={WIDTH}", fused=True),
     Case(
@@ -98,10 +99,10 @@ EQUAL = (
         ("Llama",),
     ),
     Case(
-        "UniPELT, its adapter before the residual add",
+        "UniPELT",
         {
             "PrefixTuningConfig": MLP | GATED,
-            "DoubleSeqBnConfig": BOTTLENECK | GATED | {"mh_adapter": False, "non_linearity": "relu"},
+            "SeqBnConfig": BOTTLENECK | GATED,
             "LoRAConfig": LORA | GATED,
         },
         UNIPELT,

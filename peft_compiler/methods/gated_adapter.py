@@ -1,12 +1,12 @@
 """Gated adapters: each position, or each sequence, says how much of its adapter it wants.
 
 Mao et al. 2021, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning",
-https://arxiv.org/abs/2110.07577, section 3.2: h_F + G_A · up(activation(down(h))), with the gate
-G_A = sigmoid(w h + b) of what the adapter is given, of shape (..., d). In the paper h is h_F after
-its residual add and norm; here it is h_F itself, which the feed-forward layer gives. The authors'
-code averages the gate over the positions of a sequence: `gate="sequence"`, as the recipe `unipelt`
-has it. Then a token's output depends on those that come later, which a model that generates does
-not have, so by default each position has its own.
+https://arxiv.org/abs/2110.07577, section 3.2: h_F + G_A · up(activation(down(h_FN))), with the gate
+G_A = sigmoid(w h_FN + b), h_F what the feed-forward layer gives and h_FN that after its residual add
+and norm, both of shape (..., d). Where a block normalises first, there is no norm behind the add,
+and h_FN is the sum itself. The authors' code averages the gate over the positions of a sequence:
+`gate="sequence"`, as the recipe `unipelt` has it. Then a token's output depends on those that come
+later, which a model that generates does not have, so by default each position has its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ class GatedAdapter(Method, frozen=True):
     """
 
     paper: ClassVar[str] = "arXiv:2110.07577"
-    attaches: ClassVar[Mapping[Role, Wiring]] = dict.fromkeys(sorted(EDGES), Wiring.AFTER)
+    attaches: ClassVar[Mapping[Role, Wiring]] = dict.fromkeys(sorted(EDGES), Wiring.AFTER_NORM)
     spoken: ClassVar[tuple[str, ...]] = ("gated adapter",)
     spoken_fields: ClassVar[Mapping[str, str]] = {"size": "width"}
     default_roles: ClassVar[tuple[Role, ...]] = (Role.FEED_FORWARD,)
@@ -85,9 +85,9 @@ class GatedAdapter(Method, frozen=True):
 
 
 class GatedBottleneck(Bottleneck):
-    """y + gate(y) · up(activation(down(y))), with y of shape (..., d).
+    """gate(x) · up(activation(down(x))), with x of shape (..., d).
 
-    Identity at initialisation because `up` starts at zero.
+    Nothing is added at initialisation because `up` starts at zero.
     """
 
     def __init__(self, down: nn.Module, activation: Activation, up: nn.Module, gate: Gate) -> None:
@@ -96,4 +96,4 @@ class GatedBottleneck(Bottleneck):
 
     @override
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return x + self.gate(x) * super().forward(x)
+        return self.gate(x) * super().forward(x)

@@ -55,7 +55,7 @@ def test_a_gate_of_a_sequence_is_the_mean_of_those_of_its_positions() -> None:
         gates = torch.sigmoid(x @ module.gate.weight[0] + module.gate.bias).mean(1)[:, None, None]
         if module is adapter:
             branch = module.up(torch.relu(module.down(x)))
-            torch.testing.assert_close(module(x), x + gates * branch)
+            torch.testing.assert_close(module(x), gates * branch)
         else:
             torch.testing.assert_close(module(x), gates * 3 * (x @ module.update.down.T @ module.update.up.T))
 
