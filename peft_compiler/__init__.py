@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peft_compiler.allocating import RankAllocator as RankAllocator
     from peft_compiler.allocating import ranks_of as ranks_of
+    from peft_compiler.analysis.find_sites import find_sites as find_sites
     from peft_compiler.compiling import compile as compile
-    from peft_compiler.compiling import find_sites as find_sites
     from peft_compiler.compiling import plan as plan
     from peft_compiler.errors import CaptureError as CaptureError
     from peft_compiler.errors import InterchangeError as InterchangeError
@@ -56,7 +56,7 @@ _HOME_OF = {
     "Spec": "spec",
     "SpecError": "errors",
     "compile": "compiling",
-    "find_sites": "compiling",
+    "find_sites": "analysis.find_sites",
     "fuse": "interchange",
     "load": "interchange",
     "merge": "merging",

@@ -15,7 +15,6 @@ from peft_compiler.lowering.compilation import is_compiled
 from peft_compiler.lowering.lower import AnyModule, lower
 from peft_compiler.plan import Plan
 from peft_compiler.planning import make_plan
-from peft_compiler.site import Site
 from peft_compiler.spec import Spec
 from peft_compiler.spec.read import read_spec
 
@@ -66,15 +65,6 @@ def plan(model: nn.Module, spec: Source, example_inputs: Any = None, tokenizer: 
         PlanError: If the spec does not fit the model; every reason is listed.
     """
     return _planned(model, spec, example_inputs, tokenizer)[1]
-
-
-def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]:
-    """Returns every place of `model` that a method may join, in order of execution.
-
-    Raises:
-        CaptureError: If the model cannot be run once.
-    """
-    return sites_of(capture(model, example_inputs))
 
 
 def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any) -> tuple[ModuleGraph, Plan]:

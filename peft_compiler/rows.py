@@ -23,13 +23,10 @@ class Rows:
     @classmethod
     def of(cls, indices: Iterable[int], total: int) -> "Rows":
         """Returns the runs that ascending `indices` form."""
-        runs: list[tuple[int, int]] = []
-        for index in indices:
-            if runs and sum(runs[-1]) == index:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((index, 1))
-        return cls(tuple(runs), total)
+        rows = list(indices)
+        ends = [place for place, (row, after) in enumerate(pairwise(rows), 1) if after != row + 1]
+        bounds = [0, *ends, len(rows)] if rows else []
+        return cls(tuple((rows[start], end - start) for start, end in pairwise(bounds)), total)
 
     def __len__(self) -> int:
         return sum(length for _, length in self.runs)
@@ -38,6 +35,11 @@ class Rows:
     def indices(self) -> tuple[int, ...]:
         """Every row, ascending."""
         return tuple(index for start, length in self.runs for index in range(start, start + length))
+
+    def overlaps(self, other: "Rows") -> bool:
+        """Whether some row is in both."""
+        runs = sorted((*self.runs, *other.runs))
+        return any(start + length > after for (start, length), (after, _) in pairwise(runs))
 
     @property
     def stride(self) -> int | None:

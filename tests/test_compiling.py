@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from peft_compiler.compiling import compile, find_sites, plan
+from peft_compiler.analysis.find_sites import find_sites
+from peft_compiler.compiling import compile, plan
 from peft_compiler.errors import CaptureError, PlanError, SpecError
 from peft_compiler.plan import is_inserted
 from tests import zoo

@@ -7,6 +7,7 @@ from torch import fx
 from peft_compiler.analysis.module_graph import fact, parent
 from peft_compiler.analysis.places import Matrix, matrix_of_linear
 from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
+from peft_compiler.analysis.roles.fused_rows import RowProbe, is_unknown
 from peft_compiler.analysis.roles.head_widths import find_head_widths
 from peft_compiler.analysis.roles.linears import Dataflow
 from peft_compiler.analysis.roles.obstacles import find_obstacle
@@ -21,10 +22,12 @@ def container_of(attention: Attention) -> str:
     return path
 
 
-def place_of_core(flow: Dataflow, attention: Attention) -> Core:
+def place_of_core(flow: Dataflow, attention: Attention, probe: RowProbe) -> Core:
     """Returns the place of an attention in the forward of `container_of` it."""
     meeting = attention.meeting
     path, widths = container_of(attention), find_head_widths(flow, attention)
+    keys = _projector(flow, attention, Role.KEY, probe, path, widths.key_heads * widths.key_width)
+    values = _projector(flow, attention, Role.VALUE, probe, path, widths.key_heads * widths.value_width)
     of_scores = [_anchor(node, path) for node in _ops(attention)[1:]]
     return Core(
         anchor=_anchor(meeting.core, path),
@@ -33,17 +36,17 @@ def place_of_core(flow: Dataflow, attention: Attention) -> Core:
         key_width=widths.key_width,
         value_width=widths.value_width,
         learned_bias=has_learned_bias(flow, meeting.core),
-        keys=_projector(flow, attention, Role.KEY, path, widths.key_heads * widths.key_width),
-        values=_projector(flow, attention, Role.VALUE, path, widths.key_heads * widths.value_width),
+        keys=keys,
+        values=values,
         scores=of_scores[0] if of_scores else None,
         context=of_scores[1] if of_scores else None,
         obstacle=_called_again(flow, attention, path) or find_obstacle(flow, attention),
     )
 
 
-def matrices_of(flow: Dataflow, attention: Attention, role: Role) -> list[Matrix]:
+def matrices_of(flow: Dataflow, attention: Attention, role: Role, probe: RowProbe) -> list[Matrix]:
     """Returns where the weights stand that give one operand of an attention, as far as that is known."""
-    found = (matrix_of_linear(flow, each.linear) for each in attention.projections.get(role, ()))
+    found = (matrix_of_linear(flow, each.linear, probe) for each in attention.projections.get(role, ()))
     return [matrix for matrix in found if matrix is not None]
 
 
@@ -71,11 +74,13 @@ def _called_again(flow: Dataflow, attention: Attention, path: str) -> str | None
     return f"its ops stand in {again}, which is called again for others" if again else None
 
 
-def _projector(flow: Dataflow, attention: Attention, role: Role, path: str, width: int) -> Projector | None:
+def _projector(
+    flow: Dataflow, attention: Attention, role: Role, probe: RowProbe, path: str, width: int
+) -> Projector | None:
     """Returns what projects keys or values, where one module below the attention's does that alone."""
     projections = attention.projections.get(role, ())
-    matrices = matrices_of(flow, attention, role)
-    if len(projections) != 1 or len(matrices) != 1 or projections[0].rows == ():
+    matrices = matrices_of(flow, attention, role, probe)
+    if len(projections) != 1 or len(matrices) != 1 or is_unknown(projections[0].rows):
         return None
     (matrix,) = matrices
     place = matrix.place_of(projections[0].rows)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from peft_compiler.analysis.capture import capture
+from peft_compiler.analysis.garbage import no_garbage
 from peft_compiler.analysis.module_graph import ModuleGraph, fact
 from peft_compiler.analysis.roles.attention import find_attentions
 from peft_compiler.analysis.roles.blocks import Blocks, find_blocks
@@ -41,6 +42,7 @@ def find_sites(model: nn.Module, example_inputs: Any = None) -> tuple[Site, ...]
     return sites_of(capture(model, example_inputs))
 
 
+@no_garbage()
 def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     """Returns the sites of a captured model, in order of execution; names are unique."""
     flow = find_dataflow(graph)
@@ -52,7 +54,8 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     cores = [attention.meeting.core for attention in attentions]
     blocks = find_blocks(graph.modules, [fact(node).module for node in residuals or cores])
     norms = find_norms(flow)
-    survey = Survey(flow, blocks, find_towers(flow, blocks, attentions), find_stacks(flow, blocks, norms))
+    towers, stacks = find_towers(flow, blocks, attentions), find_stacks(flow, blocks, norms)
+    survey = Survey(flow, blocks, towers, stacks, probe)
     taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
     heads = find_heads(flow, lambda node: node in taken or blocks.holding(fact(node).module) is not None)
     lookups = find_lookups(flow)

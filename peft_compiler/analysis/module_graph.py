@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import fx
 
 from peft_compiler.site import Anchor
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,9 @@ class ModuleGraph:
 
     def network(self) -> "nx.DiGraph[str]":
         """Returns the flow of data, for algorithms on graphs and for drawing; nodes carry their facts."""
+        # Loaded when it is used: that takes longer than the capture of a model of 8 billion parameters.
+        import networkx as nx
+
         network: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             network.add_node(node.name, fact=fact(node))

@@ -7,7 +7,7 @@ from torch import fx
 from peft_compiler.analysis.module_graph import ModuleGraph, fact
 from peft_compiler.analysis.ops import CASTS, SHAPES, kind
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
-from peft_compiler.analysis.roles.fused_rows import find_layout
+from peft_compiler.analysis.roles.fused_rows import RowProbe, find_layout
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.site import Anchor, Projection, Rows
 
@@ -32,28 +32,28 @@ class Matrix:
     width_in: int
     width_out: int
 
-    def place_of(self, used: tuple[int, ...] | None) -> Projection:
+    def place_of(self, used: Rows | None) -> Projection:
         """Returns the place of some rows of the op's output, given as rows of the parameter; None for all."""
         if used is None:
             return self.place
         own = self.place.rows
         if own is None:
-            return replace(self.place, rows=Rows.of(used, self.width_out))
-        return replace(self.place, rows=Rows.of((own.indices[row] for row in used), own.total))
+            return replace(self.place, rows=used)
+        indices = own.indices
+        return replace(self.place, rows=Rows.of((indices[row] for row in used.indices), own.total))
 
 
-def matrix_of_linear(flow: Dataflow, linear: Linear) -> Matrix | None:
+def matrix_of_linear(flow: Dataflow, linear: Linear, probe: RowProbe) -> Matrix | None:
     """Returns where the weight of a linear stands; None where it is computed from several."""
-    layout = find_layout(flow, linear)
+    layout = find_layout(flow, linear, probe)
     if layout is None:
         return None
     path = fact(linear.node).module
     bias = _bias_name(flow, linear, path)
     anchor = None if _stands_alone(flow, linear.node, linear.data) else fact(linear.node).anchor
-    rows = None if layout.rows is None else Rows.of(layout.rows, layout.width_out)
     name = _name(flow.graph, layout.parameter, path)
-    place = Projection(name, layout.form, rows, anchor, bias, layout.axes)
-    width_out = layout.width_out if rows is None else len(rows)
+    place = Projection(name, layout.form, layout.rows, anchor, bias, layout.axes)
+    width_out = layout.width_out if layout.rows is None else len(layout.rows)
     return Matrix(path, place, fact(layout.parameter).shape, layout.width_in, width_out)
 
 

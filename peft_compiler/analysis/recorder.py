@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from peft_compiler.analysis.meta_mode import READS, made_up_answer, run_by_shape
+from peft_compiler.analysis.meta_mode import READS, MetaFloats, made_up_answer, tensors_in
 from peft_compiler.analysis.module_graph import Call, Fact, fact
+from peft_compiler.analysis.repeats import Repeats
 from peft_compiler.frames import OPENED, call_chain, op_name
 from peft_compiler.site import Anchor
 
@@ -43,13 +44,14 @@ class Recorder(TorchFunctionMode):
         faked: How many reads of a tensor without data were answered.
     """
 
-    def __init__(self, names: Mapping[int, tuple[str, ...]]) -> None:
+    def __init__(self, names: Mapping[int, tuple[str, ...]], floats: MetaFloats) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.parameters: dict[fx.Node, tuple[str, ...]] = {}
         self.calls: dict[str, list[Call]] = {}
         self.faked = 0
         self._names = names
+        self._repeats = Repeats(floats)
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Tensor] = []
         self._last_writes: dict[int, fx.Node] = {}
@@ -70,8 +72,8 @@ class Recorder(TorchFunctionMode):
         )
 
     def _known(self, values: Any) -> tuple[fx.Node, ...]:
-        leaves = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-        return tuple(self._nodes[id(leaf)] for leaf in leaves if id(leaf) in self._nodes)
+        tensors = tensors_in(values)
+        return tuple(self._nodes[id(tensor)] for tensor in tensors if id(tensor) in self._nodes)
 
     # ---- values
 
@@ -84,11 +86,7 @@ class Recorder(TorchFunctionMode):
         return self._nodes.get(id(tensor))
 
     def _add(self, node: fx.Node, op: str, out: Any, anchor: Anchor | None = None) -> fx.Node:
-        tensor = (
-            out
-            if isinstance(out, Tensor)
-            else next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        )
+        tensor = out if isinstance(out, Tensor) else tensors_in(out)[0]
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
         node.meta["fact"] = Fact(self._count, op, shape, tensor.dtype, self._running[-1][0], anchor)
         self._count += 1
@@ -138,22 +136,22 @@ class Recorder(TorchFunctionMode):
         return self._run(func, op, args, kwargs, call_chain(inspect.currentframe()))
 
     def _run(self, func: Any, op: str, args: Any, kwargs: Any, frames: tuple[tuple[str, int], ...]) -> Any:
-        leaves, structure = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        node_args, node_kwargs = tree_unflatten(
-            [self._current(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
-        )
+        def as_node(leaf: Any) -> Any:
+            return self._current(leaf) if isinstance(leaf, Tensor) else leaf
+
+        tensors = tensors_in((args, kwargs))
+        node_args, node_kwargs = map_aggregate(args, as_node), map_aggregate(kwargs, as_node)
         versions = [tensor._version for tensor in tensors]
-        out = run_by_shape(func, args, kwargs)
+        out = self._repeats.run(func, args, kwargs, tensors)
         written = [
             tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version
         ]
         result = args[0] if op == "setitem" else out
         unchanged = not written and any(result is tensor for tensor in tensors)
-        if unchanged or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+        if unchanged or not (isinstance(result, Tensor) or tensors_in(result)):
             return out
         stale = [(tensor, self._nodes[id(tensor)]) for tensor in written if tensor is not result]
-        node = self.graph.call_function(func, tuple(node_args), node_kwargs)
+        node = self.graph.call_function(func, node_args, node_kwargs)
         self._add_outputs(self._add(node, op, result, self._anchor(frames, op)), result)
         for tensor, before in stale:
             self._note_write(tensor, before, node)
@@ -165,7 +163,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             return
         for index, part in enumerate(result):
-            if any(isinstance(leaf, Tensor) for leaf in tree_leaves(part)):
+            if tensors_in(part):
                 child = self.graph.call_function(operator.getitem, (node, index))
                 self._add_outputs(self._add(child, "output", part), part)
 

@@ -17,13 +17,14 @@ from peft_compiler.analysis.roles.blocks import Blocks
 from peft_compiler.analysis.roles.edges import Joining
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
 from peft_compiler.analysis.roles.feed_forward import Branch
+from peft_compiler.analysis.roles.fused_rows import RowProbe, is_unknown
 from peft_compiler.analysis.roles.inputs import Entrance
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.norms import find_affine, has_channels_first
 from peft_compiler.analysis.roles.sources import call_around, find_source
 from peft_compiler.analysis.roles.stacks import Stacks
 from peft_compiler.analysis.roles.towers import Towers
-from peft_compiler.site import Anchor, Core, Edge, Input, Place, Role, Site, Stack, Whole
+from peft_compiler.site import Anchor, Core, Edge, Input, Place, Role, Rows, Site, Stack, Whole
 
 _MOST_STEPS_TOLD = 8
 _OPERANDS = {Role.QUERY: "query", Role.KEY: "key", Role.VALUE: "value"}
@@ -38,12 +39,13 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What every site needs to know: the graph, the blocks, the towers and the stacks."""
+    """What every site needs to know: the graph, the blocks, towers and stacks; and who answers about rows."""
 
     flow: Dataflow
     blocks: Blocks
     towers: Towers
     stacks: Stacks
+    probe: RowProbe
 
     def of_lookup(self, lookup: Lookup) -> Iterator[Found]:
         """Yields the embedding site of a lookup."""
@@ -83,7 +85,7 @@ class Survey:
         for role, projections in attention.projections.items():
             for projected in projections:
                 start = self._told(projected.linear.node)
-                if projected.rows == ():
+                if is_unknown(projected.rows):
                     unknown.append(f"which rows of {start} are the {_OPERANDS[role]} is unknown")
                 told = f"{_way(start, projected.way)} {fact(core).op} operand {_OPERANDS[role]}"
                 yield from self._projection(role, projected.linear, projected.rows, (told,), attention.cross)
@@ -138,9 +140,9 @@ class Survey:
     # ---- the parts of a site
 
     def _core(self, attention: Attention, unknown: tuple[str, ...]) -> Found:
-        core, place = attention.meeting.core, place_of_core(self.flow, attention)
+        core, place = attention.meeting.core, place_of_core(self.flow, attention, self.probe)
         width = place.heads * place.value_width
-        matrices = matrices_of(self.flow, attention, Role.VALUE)
+        matrices = matrices_of(self.flow, attention, Role.VALUE, self.probe)
         widths = (max((matrix.width_in for matrix in matrices), default=width), width)
         evidence = (f"{fact(core).op} in {self._where(core)}", *unknown)
         path = container_of(attention)
@@ -174,11 +176,11 @@ class Survey:
         self,
         role: Role,
         linear: Linear,
-        rows: tuple[int, ...] | None,
+        rows: Rows | None,
         evidence: tuple[str, ...],
         cross: bool = False,
     ) -> Iterator[Found]:
-        matrix = None if rows == () else matrix_of_linear(self.flow, linear)
+        matrix = None if is_unknown(rows) else matrix_of_linear(self.flow, linear, self.probe)
         if matrix is not None:
             found = self._matrix(role, linear.node, matrix, rows, evidence, cross)
             data = linear.data
@@ -192,7 +194,7 @@ class Survey:
         role: Role,
         node: fx.Node,
         matrix: Matrix,
-        rows: tuple[int, ...] | None,
+        rows: Rows | None,
         evidence: tuple[str, ...],
         cross: bool = False,
     ) -> Found:

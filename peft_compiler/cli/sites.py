@@ -30,8 +30,8 @@ def sites(model: ModelName, explain: Explain = None, as_json: AsJson = False) ->
     """Lists every place of a model that a spec can name. Reads its config, never its weights."""
     from rich.console import Console
 
+    from peft_compiler.analysis.find_sites import find_sites
     from peft_compiler.cli.models import build_on_meta
-    from peft_compiler.compiling import find_sites
 
     found = find_sites(build_on_meta(model))
     chosen = found if explain is None else sites_at(explain, found)

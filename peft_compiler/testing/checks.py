@@ -7,7 +7,8 @@ from functools import cache, partial
 
 from torch import nn
 
-from peft_compiler.compiling import compile, find_sites
+from peft_compiler.analysis.find_sites import find_sites
+from peft_compiler.compiling import compile
 from peft_compiler.methods import Method
 from peft_compiler.registering import declaration_problems, known_methods
 from peft_compiler.site import SHORT_NAMES, Role, Site

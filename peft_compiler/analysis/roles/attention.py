@@ -13,7 +13,7 @@ from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import ahead, behind, data_of
 from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
 from peft_compiler.analysis.roles.residuals import Residual
-from peft_compiler.site import Role
+from peft_compiler.site import Role, Rows
 
 # Of the linears after attention, those at most this much farther than the nearest are as near.
 _SLACK = 2
@@ -52,12 +52,12 @@ class Projected:
 
     Attributes:
         linear: The projection.
-        rows: Its rows that reach the operand, ascending; None for all, empty where unknown.
+        rows: Its rows that reach the operand; None for all, no row where that is unknown.
         way: The ops between it and the operand.
     """
 
     linear: Linear
-    rows: tuple[int, ...] | None
+    rows: Rows | None
     way: tuple[fx.Node, ...]
 
 

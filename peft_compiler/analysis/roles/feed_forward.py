@@ -11,7 +11,7 @@ from peft_compiler.analysis.roles.fused_rows import RowProbe
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind, behind
 from peft_compiler.analysis.roles.residuals import Residual, active_operands
-from peft_compiler.site import Role
+from peft_compiler.site import Role, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,13 @@ class Part:
     Attributes:
         role: What it is for.
         linear: The projection.
-        rows: Its rows that play the role, ascending; None for all, empty where unknown.
+        rows: Its rows that play the role; None for all, no row where that is unknown.
         way: The ops from it to the next projection, or to the residual add.
     """
 
     role: Role
     linear: Linear
-    rows: tuple[int, ...] | None
+    rows: Rows | None
     way: tuple[fx.Node, ...]
 
 
@@ -183,7 +183,7 @@ def _fused(
     (node,) = gate[1].linears
     linear = flow.linears[node]
     gate_rows, up_rows = probe.rows(linear, *gate), probe.rows(linear, *up)
-    if gate_rows is None or up_rows is None or not set(gate_rows).isdisjoint(up_rows):
+    if gate_rows is None or up_rows is None or gate_rows.overlaps(up_rows):
         return ()
     return (
         Part(Role.GATE, linear, gate_rows, gate[1].way(node)),

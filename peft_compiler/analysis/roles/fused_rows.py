@@ -13,20 +13,35 @@ from peft_compiler.analysis.ops import CASTS, CONVOLUTIONS, PARTS, SELECTIONS, S
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind
 from peft_compiler.analysis.roles.replay import index_along, replay, varies_along, with_destinations
+from peft_compiler.site import Rows
 
 _LAYOUT_OPS = SHAPES | CASTS | SELECTIONS
 # By number of axes, where the last but one holds the features out, and where the last one does.
 _FORMS = {2: ("linear", "transposed"), 3: ("experts", "transposed_experts")}
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How an op uses one axis of a parameter.
+
+    Attributes:
+        is_output: Whether the axis becomes the features of the op's output.
+        rows: The entries along the axis that the op uses; None for all, none where unknown.
+    """
+
+    is_output: bool
+    rows: Rows | None
+
+
 class RowProbe:
-    """Answers which rows of a linear reach a value. Equal layers are probed once."""
+    """Answers which rows of a linear reach a value, or are used at all. Equal layers are probed once."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[int, ...] | None] = {}
+        self._rows: dict[Hashable, Rows | None] = {}
+        self._uses: dict[Hashable, Use] = {}
 
-    def rows(self, linear: Linear, target: fx.Node, found: Behind) -> tuple[int, ...] | None:
-        """Returns the rows of `linear` that reach `target`, ascending: None for all, empty where unknown.
+    def rows(self, linear: Linear, target: fx.Node, found: Behind) -> Rows | None:
+        """Returns the rows of `linear` that reach `target`: None for all, no row where that is unknown.
 
         Args:
             linear: One of the linears in `found`.
@@ -38,28 +53,49 @@ class RowProbe:
         if not any(kind(node) in PARTS for node in found.passed):
             return None
         if linear.axes[1] > 1:
-            return ()  # features in several axes have no one index to follow
+            return Rows((), shape[axis])  # features in several axes have no one index to follow
         region = with_destinations(found.passed)
         key = (shape, axis, _signature(linear.node, target, region))
-        if key not in self._known:
-            self._known[key] = _probe(linear.node, axis, target, region)
-        return self._known[key]
+        if key not in self._rows:
+            self._rows[key] = _probe(linear.node, axis, target, region)
+        return self._rows[key]
+
+    def use(self, linear: Linear, parameter: fx.Node, axis: int) -> Use:
+        """Returns how `linear` uses an axis of a parameter, counted from the end."""
+        region = _between(parameter, linear.weight)
+        out_axis = _out_axis(linear)
+        shape = fact(parameter).shape
+        key = (shape, axis, out_axis, _signature(parameter, linear.weight, region))
+        if key not in self._uses:
+            arrived = _follow(parameter, len(shape) + axis, linear.weight, region)
+            is_output = len(arrived) == 1 and out_axis is not None and varies_along(arrived[0], out_axis)
+            self._uses[key] = Use(is_output, _rows_of(arrived, shape[axis]))
+        return self._uses[key]
 
 
-def _probe(node: fx.Node, axis: int, target: fx.Node, region: list[fx.Node]) -> tuple[int, ...] | None:
+def is_unknown(rows: Rows | None) -> bool:
+    """Whether it could not be told which rows they are."""
+    return rows is not None and not rows.runs
+
+
+def _probe(node: fx.Node, axis: int, target: fx.Node, region: list[fx.Node]) -> Rows | None:
     probe = index_along(fact(node).shape, axis)
     arrived = () if probe is None else replay({node: probe}, region, target)
     return _rows_of(arrived, fact(node).shape[axis])
 
 
-def _rows_of(arrived: tuple[Tensor, ...], total: int) -> tuple[int, ...] | None:
-    """Returns the rows that arrived, ascending; None for all of them."""
-    if not arrived:
-        return ()
-    real = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in arrived]
-    found = torch.cat([tensor.flatten() for tensor in real]).unique()
-    found = found[found >= 0]
-    return None if len(found) == total else tuple(int(row) for row in found.tolist())
+def _rows_of(arrived: tuple[Tensor, ...], total: int) -> Rows | None:
+    """Returns the rows that arrived; None for all of them, no row where nothing did."""
+    # Elements from elsewhere are marked by -1, and fall into one more place at the end.
+    found = torch.zeros(total + 1, dtype=torch.int8)
+    for tensor in arrived:
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        found[real.flatten().long()] = 1
+    found[total] = 0
+    steps = found.diff(prepend=found.new_zeros(1))
+    starts, ends = ((steps == step).nonzero().flatten().tolist() for step in (1, -1))
+    rows = Rows(tuple((start, end - start) for start, end in zip(starts, ends, strict=True)), total)
+    return None if len(rows) == total else rows
 
 
 def _signature(node: fx.Node, target: fx.Node, region: list[fx.Node]) -> Hashable:
@@ -93,7 +129,7 @@ class Layout:
         form: As in `Projection.form`.
         width_in: Features in.
         width_out: Features out, of all rows.
-        rows: The rows of the parameter that this op uses, or None for all.
+        rows: The rows of the parameter that this op uses; None for all.
         axes: As in `Projection.axes`.
     """
 
@@ -101,11 +137,11 @@ class Layout:
     form: str
     width_in: int
     width_out: int
-    rows: tuple[int, ...] | None
+    rows: Rows | None
     axes: tuple[int, int] = (1, 1)
 
 
-def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
+def find_layout(flow: Dataflow, linear: Linear, probe: RowProbe) -> Layout | None:
     """Returns how `linear` uses its parameter; None where its weight is computed from several, or unclear."""
     matrices = [base for base in flow.taint.bases[linear.weight] if len(fact(base).shape) > 1]
     if len(matrices) != 1:
@@ -123,27 +159,23 @@ def find_layout(flow: Dataflow, linear: Linear) -> Layout | None:
     if len(shape) not in _FORMS or out_axis is None:
         return None
     for axis, form in zip((-2, -1), _FORMS[len(shape)], strict=True):
-        arrived = _follow(parameter, len(shape) + axis, linear.weight, region)
-        if len(arrived) == 1 and varies_along(arrived[0], out_axis):
+        use = probe.use(linear, parameter, axis)
+        if use.is_output:
             # Part of the features in: the op uses one of several matrices that are stored as one.
             if fact(linear.weight).shape[_other(out_axis, linear)] != shape[-3 - axis]:
                 return None
-            rows = _rows_of(arrived, shape[axis]) if region else None
-            if rows is not None and not _covers_all_rows(flow, parameter, axis):
+            if use.rows is not None and not _covers_all_rows(flow, parameter, axis, probe):
                 return None
-            return Layout(parameter, form, shape[-3 - axis], shape[axis], rows)
+            return Layout(parameter, form, shape[-3 - axis], shape[axis], use.rows)
     return None
 
 
-def _covers_all_rows(flow: Dataflow, parameter: fx.Node, axis: int) -> bool:
+def _covers_all_rows(flow: Dataflow, parameter: fx.Node, axis: int, probe: RowProbe) -> bool:
     """Whether every row is in a slice that is used; if not, others may be used at other times."""
-    shape = fact(parameter).shape
-    found: set[int] = set()
-    for linear in flow.uses[parameter]:
-        arrived = _follow(parameter, len(shape) + axis, linear.weight, _between(parameter, linear.weight))
-        rows = _rows_of(arrived, shape[axis])
-        found.update(range(shape[axis]) if rows is None else rows)
-    return len(found) == shape[axis]
+    total = fact(parameter).shape[axis]
+    uses = [probe.use(linear, parameter, axis) for linear in flow.uses[parameter]]
+    found = {row for use in uses if use.rows is not None for row in use.rows.indices}
+    return len(found) == total or any(use.rows is None for use in uses)
 
 
 def _other(out_axis: int, linear: Linear) -> int:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import ATTENTION, kind
 from peft_compiler.analysis.roles.attention import Attention
+from peft_compiler.analysis.roles.fused_rows import is_unknown
 from peft_compiler.analysis.roles.linears import Dataflow, letters_of
 from peft_compiler.site import Role
 
@@ -24,13 +24,10 @@ class HeadWidths:
 def find_head_widths(flow: Dataflow, attention: Attention) -> HeadWidths:
     """Returns the heads of an attention, counted by the rows of its projections where they are known."""
     meeting = attention.meeting
-    if kind(meeting.core) == ATTENTION:
+    if meeting.scores is None:
         key_width, value_width = fact(meeting.query).shape[-1], fact(meeting.value).shape[-1]
     else:
-        scores = next(
-            node for node, pair in flow.products.items() if set(pair) == {meeting.query, meeting.key}
-        )
-        key_width = _contracted(scores, flow.products[scores])
+        key_width = _contracted(meeting.scores, flow.products[meeting.scores])
         value_width = _kept(meeting.context, flow.products[meeting.context], meeting.value)
     heads = _counted(attention, Role.QUERY, key_width) or _by_shape(meeting.query)
     key_heads = _counted(attention, Role.KEY, key_width) or heads
@@ -39,7 +36,7 @@ def find_head_widths(flow: Dataflow, attention: Attention) -> HeadWidths:
 
 def _counted(attention: Attention, role: Role, width: int) -> int | None:
     projections = attention.projections[role]
-    if len(projections) != 1 or projections[0].rows == ():
+    if len(projections) != 1 or is_unknown(projections[0].rows):
         return None
     linear, rows = projections[0].linear, projections[0].rows
     features = linear.width_out if rows is None else len(rows)
