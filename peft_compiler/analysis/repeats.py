@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
 from peft_compiler.analysis.meta_mode import MetaFloats, tensors_in
 
@@ -84,7 +85,9 @@ def _key(
 ) -> Hashable | None:
     """Returns what decides over the result of an op; None where that cannot be told."""
     # With gradients or under vmap a result is more than its shape; without a meta tensor it has data.
-    is_plain = not torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+    # Its stub leaves out that outside of vmap there is nothing to see.
+    within_vmap = peek_interpreter_stack() is not None  # pyright: ignore[reportUnnecessaryComparison]
+    is_plain = not (torch.is_grad_enabled() or within_vmap)
     if not is_plain or not any(operand.is_meta for operand in operands):
         return None
     try:
