@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from peft_compiler.compiling import find_sites
+from peft_compiler.analysis.find_sites import find_sites
 from peft_compiler.planning import make_plan
 from peft_compiler.site import Role, Site
 from peft_compiler.spec.read import read_spec

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from peft_compiler.compiling import find_sites
+from peft_compiler.analysis.find_sites import find_sites
 from peft_compiler.site import Role, Site, Stack
 from peft_compiler.testing.decoder import small_decoder
 from tests import zoo
