@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import torch
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from peft_compiler.errors import MethodError
@@ -47,6 +47,10 @@ class Wiring(StrEnum):
     of the site runs twice, and the router reads the states that the first run gives."""
     REPLACE = "replace"
     """Whole module h: m(x) in place of h(x)."""
+
+
+Factor = Annotated[float, Field(gt=0, le=65504, allow_inf_nan=False)]
+"""What something is multiplied by. Above the largest number of half precision it would be infinite there."""
 
 
 @dataclass(frozen=True, slots=True)

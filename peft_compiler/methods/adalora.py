@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import Added, Update, fan_in_of, fold, form_of, stack_of
 from peft_compiler.site import PROJECTIONS, Role, Site
 
@@ -44,10 +44,8 @@ class AdaLoRA(Method, frozen=True):
         gt=0,
         description="Rank in the end, on average over the sites; 2/3 of r if not given, as in the paper.",
     )
-    alpha: float | None = Field(
+    alpha: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="The update is scaled by alpha / r; r if not given.",
     )
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 from typing_extensions import override
 
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._prompts import (
     MLP_WIDTH,
     Prompts,
@@ -48,10 +48,8 @@ class DeepPrompts(Method, frozen=True):
 
     kind: Literal["deep_prompts"] = "deep_prompts"
     length: int = Field(default=20, gt=0, description="Number of prompt positions.")
-    scale: float = Field(
+    scale: Factor = Field(
         default=1.0,
-        gt=0,
-        allow_inf_nan=False,
         description="Standard deviation of the initial values; 1 as in an embedding of the authors' code.",
     )
     reparametrised: bool = Field(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._low_rank import grouped_product
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import (
     WeightMap,
     fan_in_of,
@@ -48,10 +48,8 @@ class DoRA(Method, frozen=True):
 
     kind: Literal["dora"] = "dora"
     r: int = Field(default=8, gt=0, description="Rank of the update of the direction.")
-    alpha: float | None = Field(
+    alpha: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="The update is scaled by alpha / r; r if not given.",
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._frozen import generator_of
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import WeightSum, fan_in_of, fold, stack_of
 from peft_compiler.site import PROJECTIONS, Role, Site
 
@@ -39,9 +39,7 @@ class FourierFT(Method, frozen=True):
 
     kind: Literal["fourierft"] = "fourierft"
     n: int = Field(default=1000, gt=0, description="Number of trained coefficients.")
-    alpha: float = Field(
-        default=150.0, gt=0, allow_inf_nan=False, description="What the update is scaled by."
-    )
+    alpha: Factor = Field(default=150.0, description="What the update is scaled by.")
     init: Literal["gaussian", "zero"] = Field(
         default="gaussian",
         description="Where the coefficients start: normal as in the paper, or at no update at all.",

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from peft_compiler.methods._gates import Gate, Gating, averaging_problems, gate_count
 from peft_compiler.methods._low_rank import LinearLoRA
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import rank_problems
 from peft_compiler.site import SHORT_NAMES, Projection, Role, Site
 
@@ -42,10 +42,8 @@ class GatedLoRA(Method, frozen=True):
 
     kind: Literal["gated_lora"] = "gated_lora"
     r: int = Field(default=8, gt=0, description="Rank of the update.")
-    alpha: float | None = Field(
+    alpha: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="The update is scaled by alpha / r; r if not given.",
     )
     gate: Gating = Field(

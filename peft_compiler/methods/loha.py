@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import WeightSum, fan_in_of, fold, kaiming, stack_of
 from peft_compiler.site import PROJECTIONS, Role, Site
 
@@ -39,10 +39,8 @@ class LoHa(Method, frozen=True):
 
     kind: Literal["loha"] = "loha"
     r: int = Field(default=8, gt=0, description="Rank of each of the two matrices.")
-    alpha: float | None = Field(
+    alpha: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="The product is scaled by alpha / r; r if not given.",
     )
 

@@ -36,7 +36,7 @@ from peft_compiler.methods._low_rank import (
     Pad,
     Shifted,
 )
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import (
     Added,
     fan_in_of,
@@ -78,10 +78,8 @@ class LoRA(Method, frozen=True):
 
     kind: Literal["lora"] = "lora"
     r: int = Field(default=8, gt=0, description="Rank of the update.")
-    alpha: float | None = Field(
+    alpha: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="The update is scaled by alpha / r; r if not given.",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability to zero an input of the update.")

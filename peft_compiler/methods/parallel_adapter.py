@@ -7,7 +7,7 @@ the norm, as in the authors' code for mBART.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from peft_compiler.methods._bottleneck import (
     projection,
     width_at,
 )
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.site import EDGES, Edge, Role, Site
 
 
@@ -49,7 +49,7 @@ class ParallelAdapter(Method, frozen=True):
     activation: Activation = Field(
         default="relu", description="Between the two projections; relu in the authors' code."
     )
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = Field(
+    scale: Factor | Literal["learned"] = Field(
         default=1.0, description="The factor s; `learned` starts it at one and trains it."
     )
 

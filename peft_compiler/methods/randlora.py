@@ -19,7 +19,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from peft_compiler.methods._frozen import FrozenPair, Uniform
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import Added, Update, fan_in_of, fold, form_of, stack_of
 from peft_compiler.site import PROJECTIONS, Role, Site
 
@@ -44,10 +44,8 @@ class RandLoRA(Method, frozen=True):
 
     kind: Literal["randlora"] = "randlora"
     r: int = Field(default=32, gt=0, description="Rank of each basis; the smaller, the more are trained.")
-    alpha: float | None = Field(
+    alpha: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="The update is scaled by alpha / r; 20 r if not given, as in the authors' code.",
     )
     seed: int = Field(default=0, ge=0, description="What the bases are drawn from, with their shapes.")

@@ -18,7 +18,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from peft_compiler.methods._frozen import FrozenPair, Uniform
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import Added, Update, fan_in_of, fold, form_of, stack_of
 from peft_compiler.site import PROJECTIONS, Role, Site
 
@@ -40,9 +40,7 @@ class VeRA(Method, frozen=True):
 
     kind: Literal["vera"] = "vera"
     r: int = Field(default=256, gt=0, description="Rows of A; it may exceed the rank of the weight.")
-    d_initial: float = Field(
-        default=0.1, gt=0, allow_inf_nan=False, description="What every entry of d starts at."
-    )
+    d_initial: Factor = Field(default=0.1, description="What every entry of d starts at.")
     seed: int = Field(default=0, ge=0, description="What A and B are drawn from, with their shapes.")
 
     @override

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.methods._loaded import Loaded, different_names
-from peft_compiler.methods._method import MergeRule, Method, NoMerge, Wiring
+from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._prompts import linear
 from peft_compiler.methods._routing import Router, mlp_count
 from peft_compiler.methods._weights import kaiming, rank_problems
@@ -56,9 +56,7 @@ class XLoRA(Method, frozen=True):
         tuple[Annotated[str, Field(pattern=r"^[a-zA-Z]\w*$")], ...], AfterValidator(different_names)
     ] = Field(default=("first", "second"), min_length=2, description="A name for each LoRA.")
     r: int = Field(default=8, gt=0, description="Rank of every LoRA.")
-    alpha: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Each is scaled by alpha / r; r if not given."
-    )
+    alpha: Factor | None = Field(default=None, description="Each is scaled by alpha / r; r if not given.")
     train_adapters: bool = Field(default=False, description="Whether the LoRAs are trained with the router.")
     depth: int = Field(default=1, gt=0, description="Layers of the router, the last one included.")
     width: int | None = Field(
@@ -73,18 +71,14 @@ class XLoRA(Method, frozen=True):
     softmax: Softmax = Field(
         default="all", description="Over the scalings of all LoRAs, over those that top_k keeps, or off."
     )
-    temperature: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="What scalings are divided by in the softmax."
-    )
+    temperature: Factor = Field(default=1.0, description="What scalings are divided by in the softmax.")
     top_k: int | None = Field(
         default=None, gt=0, description="How many LoRAs a token uses at a place; all if not given."
     )
     scaling_pass: float = Field(
         default=0.0, allow_inf_nan=False, description="Every scaling in the first run of the blocks."
     )
-    weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="Factor of every scaling in the second run."
-    )
+    weight: Factor = Field(default=1.0, description="Factor of every scaling in the second run.")
 
     @override
     def at(self, site: Site) -> Self:

@@ -134,6 +134,10 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "a truth": ({"lora": {"r": True}}, "'r' is True, expected a number"),
     "infinity": ({"lora": {"alpha": float("inf")}}, "alpha: 'alpha' is inf, expected a finite number"),
     "no number": ({"dora": {"alpha": float("nan")}}, "alpha: 'alpha' is nan, expected a finite number"),
+    "beyond half precision": (
+        {"lora": {"alpha": 1e30}},
+        "alpha: 'alpha' is 1e+30, expected less than or equal to 65504",
+    ),
     "all dropped": ({"lora": {"dropout": 1}}, "dropout: 'dropout' is 1, expected less than 1"),
     "odd reflections": ({"hra": {"r": 3}}, "r: 'r' is 3, expected a multiple of 2"),
     "a block of one": ({"oft": {"block_size": 1}}, "block_size: 'block_size' is 1, expected greater than 1"),

@@ -4,6 +4,13 @@ from tests.mutation.mutant import COMPILING, LOAD, VERIFY, Mutant
 
 REWRITING = (
     Mutant(
+        "a table that tells about tokens is none of tokens",
+        "analysis/roles/embeddings_and_heads.py",
+        "return is_smaller and not",
+        "return False and not",
+        "analysis/roles/test_embeddings_and_heads.py::test_of_tables_that_are_added_up_the_largest_holds_the_tokens",
+    ),
+    Mutant(
         "a parallel adapter reads the stream, before any norm",
         "analysis/roles/edges.py",
         "find_stream(flow, add, residual.origin, value)",

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import SELECTIONS, kind, selected
+from peft_compiler.analysis.ops import CASTS, SELECTIONS, SHAPES, kind, selected
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import behind
+
+_KEEP = SHAPES | CASTS | {"add"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,34 @@ class Lookup:
 
 
 def find_lookups(flow: Dataflow) -> tuple[Lookup, ...]:
-    """Returns the lookups by an input of the model, in order of execution."""
+    """Returns the lookups of tokens by an input of the model, in order of execution.
+
+    Of lookups that are added up, those of tokens are in the largest table: the others tell what
+    kind of token it is, or where it stands on a page.
+    """
+    found = _lookups_by_inputs(flow)
+    sums = {lookup.node: _sums(flow, lookup.node) for lookup in found}
+
+    def belongs_to(lookup: Lookup, other: Lookup) -> bool:
+        is_smaller = fact(lookup.table).shape[0] < fact(other.table).shape[0]
+        return is_smaller and not sums[lookup.node].isdisjoint(sums[other.node])
+
+    return tuple(lookup for lookup in found if not any(belongs_to(lookup, other) for other in found))
+
+
+def _sums(flow: Dataflow, node: fx.Node) -> set[fx.Node]:
+    """Returns the adds that a value goes into as it is, up to its shape and type."""
+    found: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        for user in flow.active_users.get(todo.pop(), ()):
+            if user not in found and kind(user) in _KEEP:
+                found.add(user)
+                todo.append(user)
+    return {user for user in found if kind(user) == "add"}
+
+
+def _lookups_by_inputs(flow: Dataflow) -> list[Lookup]:
     found: list[Lookup] = []
     for node in flow.graph.nodes:
         if kind(node) not in SELECTIONS or node not in flow.taint.activations:
@@ -38,7 +67,7 @@ def find_lookups(flow: Dataflow) -> tuple[Lookup, ...]:
         for index in indices:
             if table in flow.graph.parameters and len(fact(table).shape) == 2 and index in flow.taint.inputs:
                 found.append(Lookup(node, table, index, flow.taint.inputs[index]))
-    return tuple(found)
+    return found
 
 
 def find_heads(flow: Dataflow, is_body: Callable[[fx.Node], bool]) -> tuple[Linear, ...]:
