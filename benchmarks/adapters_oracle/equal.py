@@ -84,6 +84,7 @@ EQUAL = (
     Case("IA3", {"IA3Config": {}}, "IA3", ("BERT, relu", "T5", "T5, gated")),
     Case("IA3 on k,v", {"IA3Config": {"intermediate_lora": False}}, "IA3 on k,v"),
     Case("LoReFT", {"LoReftConfig": REFT}, "loreft r=3 first=2"),
+    Case("NoReFT", {"NoReftConfig": REFT}, "loreft r=3 first=2 orthonormal=false"),
     Case("DiReFT", {"DiReftConfig": REFT}, "direft r=3 first=2"),
     Case(
         "LoReFT, first and last",

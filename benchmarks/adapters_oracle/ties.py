@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.adapters_oracle.theirs import Slot
-from peft_compiler.methods.loreft import orthonormal
+from peft_compiler.methods.loreft import LoReFT, orthonormal
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Core
 
@@ -161,14 +161,16 @@ def prompt(module: nn.Module, insertion: Insertion, place: Place) -> Iterator[Ti
 
 
 def loreft(module: nn.Module, insertion: Insertion, place: Place) -> Iterator[Tie]:
-    """Yields R, orthonormal on both sides, W and b."""
+    """Yields R, orthonormal on both sides unless it is NoReFT, W and b."""
     rotation = module.get_parameter("rotation")
 
     def through_orthonormal(gradient: Tensor) -> Tensor:
         # The library's is that of the orthonormal matrix itself, ours of what is made so.
         return torch.autograd.functional.vjp(orthonormal, rotation.detach(), gradient)[1]
 
-    yield Tie(rotation, place.slot["units.0.projection.weight"], pulled=through_orthonormal)
+    assert isinstance(insertion.method, LoReFT)
+    pulled = {"pulled": through_orthonormal} if insertion.method.orthonormal else {}
+    yield Tie(rotation, place.slot["units.0.projection.weight"], **pulled)
     yield Tie(module.get_parameter("source"), place.slot["units.0.learned_source.weight"])
     yield Tie(module.get_parameter("bias"), place.slot["units.0.learned_source.bias"])
 

@@ -44,6 +44,11 @@ class LoReFT(Method, frozen=True):
         default=None, gt=0, description="Tokens to edit at the end; all if neither is given."
     )
 
+    orthonormal: bool = Field(
+        default=True,
+        description="Whether the rows of R stay orthonormal; without, it is NoReFT of the authors' code.",
+    )
+
     @override
     def problems(self, site: Site) -> Iterator[str]:
         yield from super().problems(site)
@@ -62,28 +67,28 @@ class LoReFT(Method, frozen=True):
 
     @override
     def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "SubspaceEdit":
-        return SubspaceEdit(site, self.r, self.first, self.last, generator)
+        return SubspaceEdit(site, self, generator)
 
 
 class SubspaceEdit(Positions):
     """h + Rᵀ (W h + b − R h), with `rotation` R and `source` W of shape (r, d) and `bias` b of shape (r).
 
     Not the identity at initialisation: W starts apart from R, uniform as the linear of the
-    authors' code. R is orthonormal at every step because what is trained is made so in forward.
+    authors' code. R is orthonormal at every step because what is trained is made so in forward;
+    by request it only starts so.
     """
 
-    def __init__(
-        self, site: Site, r: int, first: int | None, last: int | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(first, last, site)
-        d = site.width_out
+    def __init__(self, site: Site, method: LoReFT, generator: torch.Generator) -> None:
+        super().__init__(method.first, method.last, site)
+        self.stays_orthonormal = method.orthonormal
+        d, r = site.width_out, method.r
         self.rotation = nn.Parameter(orthonormal(torch.empty(r, d).normal_(generator=generator)))
         self.source = nn.Parameter(torch.empty(r, d).uniform_(-(d**-0.5), d**-0.5, generator=generator))
         self.bias = nn.Parameter(torch.empty(r).uniform_(-(d**-0.5), d**-0.5, generator=generator))
 
     @override
     def forward(self, h: Float[Tensor, "*batch d"], mask: Tensor | None = None) -> Float[Tensor, "*batch d"]:
-        rotation = orthonormal(self.rotation)
+        rotation = orthonormal(self.rotation) if self.stays_orthonormal else self.rotation
         # W h + b − R h in one product.
         edit = functional.linear
         return self.changed(h, mask, lambda x: x + edit(x, self.source - rotation, self.bias) @ rotation)

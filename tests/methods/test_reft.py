@@ -83,6 +83,12 @@ def test_the_rows_of_the_rotation_are_orthonormal_and_stay_where_they_are() -> N
     assert orthonormal(fresh.rotation.bfloat16()).dtype == torch.bfloat16
 
 
+def test_without_orthonormal_rows_the_formula_is_the_same() -> None:
+    module, h = built(LoReFT(r=3, orthonormal=False)), torch.randn(2, 6, 8)
+    r = module.rotation
+    torch.testing.assert_close(module(h), h + (h @ module.source.T + module.bias - h @ r.T) @ r)
+
+
 def test_direft_starts_as_the_identity_and_loreft_does_not() -> None:
     h = torch.randn(2, 6, 8)
     draws = torch.Generator().manual_seed(0)
