@@ -116,7 +116,7 @@ def test_a_gate_reads_what_its_adapter_or_update_is_given() -> None:
     adapter = GatedAdapter(width=3).build(edge.site, edge.host, draws)
     nn.init.normal_(adapter.up.weight)
     gate = torch.sigmoid(edge.x @ adapter.gate.weight.T + adapter.gate.bias)
-    torch.testing.assert_close(adapter(edge.x), edge.x + gate * branch(adapter, edge.x))
+    torch.testing.assert_close(adapter(edge.x), gate * branch(adapter, edge.x))
     lora = GatedLoRA(r=2, alpha=6).build(linear.site, linear.host, draws)
     nn.init.normal_(lora.update.up)
     gate = torch.sigmoid(linear.x @ lora.gate.weight.T + lora.gate.bias)
