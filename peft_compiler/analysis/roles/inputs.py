@@ -45,17 +45,23 @@ def find_entrances(
     Where several lookups flow into a stack (tokens, types of tokens), the first one counts.
     """
     found: dict[str, Entrance] = {}
+    members: dict[str, list[str]] = {}
     for block in blocks.by_path.values():
-        calls = flow.graph.calls.get(block.path, ())
-        if block.stack in found or not calls:
+        members.setdefault(block.stack, []).append(block.path)
+    places = {lookup.node: place for place, lookup in enumerate(lookups)}
+    passed: dict[str, set[fx.Node]] = {}
+    for block in blocks.by_path.values():
+        values = [node for call in flow.graph.calls.get(block.path, ()) for node in call.inputs]
+        if block.stack in found or not values:
             continue
-        before = _before(flow, blocks, block.stack, (node for call in calls for node in call.inputs))
-        lookup = next((lookup for lookup in lookups if lookup.node in before), None)
-        if lookup is not None:
-            members = [each.path for each in blocks.by_path.values() if each.stack == block.stack]
-            states = called_once(flow.graph, common_path(members))
-            path = _without_its_embeddings(flow, lookup, states)
-            found[block.stack] = Entrance(lookup, block.stack, path, _positions(flow, before), states)
+        # What lies before an earlier block of the stack holds no lookup, or the stack would be found.
+        new = _before(blocks, block.stack, values, passed.setdefault(block.stack, set()))
+        first = min((places[node] for node in new if node in places), default=None)
+        if first is not None:
+            before = _before(blocks, block.stack, values, set())
+            states = called_once(flow.graph, common_path(members[block.stack]))
+            path = _without_its_embeddings(flow, lookups[first], states)
+            found[block.stack] = Entrance(lookups[first], block.stack, path, _positions(flow, before), states)
     return tuple(_with_readers(blocks, attentions, found))
 
 
@@ -80,14 +86,18 @@ def _with_readers(
         )
 
 
-def _before(flow: Dataflow, blocks: Blocks, stack: str, values: Iterable[fx.Node]) -> set[fx.Node]:
-    """Returns everything that `values` come from without passing another stack."""
+def _before(blocks: Blocks, stack: str, values: Iterable[fx.Node], passed: set[fx.Node]) -> set[fx.Node]:
+    """Returns what `values` come from without passing another stack, and adds it to what was `passed`."""
 
-    def is_elsewhere(node: fx.Node) -> bool:
+    def is_end(node: fx.Node) -> bool:
+        if node in passed:
+            return True
         holder = blocks.holding(fact(node).module)
         return holder is not None and holder.stack != stack
 
-    return _reached(values, lambda node: node.all_input_nodes, is_elsewhere)
+    new = _reached(values, lambda node: node.all_input_nodes, is_end)
+    passed |= new
+    return new
 
 
 def _reached(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_compiler.analysis.find_sites import find_sites
+from peft_compiler.analysis.roles.blocks import Block, Blocks
 from peft_compiler.site import Input, Role, Site, Tower
 from tests import zoo
 
@@ -66,3 +67,21 @@ def test_the_lookup_of_a_module_that_does_more_has_an_anchor() -> None:
     assert isinstance(site.place, Input)
     assert site.place.anchor is not None
     assert (site.place.table, site.place.argument) == ("table", "words")
+
+
+def test_the_search_grows_with_the_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks without tokens before them are all looked at, yet what lies before them only once."""
+    asked, holding = [0], Blocks.holding
+
+    def counted(blocks: Blocks, path: str) -> Block | None:
+        asked[0] += 1
+        return holding(blocks, path)
+
+    monkeypatch.setattr(Blocks, "holding", counted)
+    counts = []
+    for layers in (4, 8, 12):
+        asked[0] = 0
+        model = nn.Sequential(*(zoo.HandmadeBlock() for _ in range(layers)))
+        assert not inputs_of(model, {"input": torch.randn(2, 5, zoo.HIDDEN)})
+        counts.append(asked[0])
+    assert counts[2] - counts[1] == counts[1] - counts[0]
