@@ -1,7 +1,8 @@
 """Deliberate breaks of the code, each with the test that must catch it."""
 
+from tests.mutation.breaks_of_analysis import ANALYSIS
 from tests.mutation.breaks_of_methods import METHODS
 from tests.mutation.breaks_of_promises import PROMISES
 from tests.mutation.breaks_of_rewriting import REWRITING
 
-MUTANTS = (*METHODS, *REWRITING, *PROMISES)
+MUTANTS = (*ANALYSIS, *METHODS, *REWRITING, *PROMISES)
