@@ -25,8 +25,9 @@ test: $(VENV)/.installed ## every check there is
 mutants: $(VENV)/.installed ## break the code on purpose; each break must be caught
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
-bench: $(VENV)/.installed ## process CPU time against the frozen base and against peft
+bench: $(VENV)/.installed ## CPU time against the frozen base and peft, and of finding sites
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.capture --write
 
 coverage: $(VENV)/.installed ## every model type of transformers; resumes where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
