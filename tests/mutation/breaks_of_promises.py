@@ -95,6 +95,13 @@ PROMISES = (
         f"{VERIFY}::test_an_insertion_that_is_not_the_identity_is_found_out",
     ),
     Mutant(
+        "verify compares under the same noise",
+        "verifying/outputs.py",
+        "    torch.manual_seed(0)\n",
+        "",
+        f"{VERIFY}::test_a_model_that_draws_noise_is_compared_under_the_same_noise",
+    ),
+    Mutant(
         "verify leaves the compiled model alone",
         "verifying/subject.py",
         "return copy.deepcopy(tuned, kept)",

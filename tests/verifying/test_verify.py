@@ -188,6 +188,24 @@ def test_a_unit_that_rests_is_no_broken_promise() -> None:
     assert check(tuned, "gradients reach every insertion") == "8 tensors reached"
 
 
+class Noisy(nn.Module):
+    """Adds noise in eval mode too, as models do that sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 8)
+        self.down = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x))) + torch.randn(x.shape)
+
+
+def test_a_model_that_draws_noise_is_compared_under_the_same_noise() -> None:
+    tuned = pc.compile(Noisy(), "LoRA r=2 on up,down", torch.randn(2, 4))
+    report = pc.verify(tuned)
+    assert report.ok, str(report)
+
+
 def test_a_load_that_forgets_the_parameters_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preservation, "load", lambda model, folder, inputs: pc.compile(model, SPEC, inputs))
     with pytest.raises(BrokenPromiseError, match=r"^outputs differ$"):
