@@ -50,12 +50,23 @@ def _cut_one(config: Any) -> None:
                 setattr(config, name, "".join(shorter) if isinstance(value, str) else type(value)(shorter))
             elif _is_index_list(name, value, length):
                 setattr(config, name, _indices_within(name, value, len(kept)))
+        _cut_stages(config, length, len(kept))
     for name, value in fields.items():
         for pattern, most in ((_FIRST_DENSE, 1), (_PERIODS, 2), (_OFFSETS, 1)):
             if _is_count(value) and pattern.search(name) and value > most:
                 setattr(config, name, most)
         if isinstance(value, (list, tuple)) and _STAGES.search(name) and all(map(_is_count, value)):
             setattr(config, name, type(value)(min(count, 2) for count in value))
+
+
+def _cut_stages(config: Any, length: int, depth: int) -> None:
+    """Cuts a backbone's stages, one a layer behind the stem, and gives out as many of the last as before."""
+    stages = vars(config).get("stage_names")
+    if not isinstance(stages, list) or len(stages) != length + 1:
+        return
+    given = len(config.out_indices)
+    config.stage_names = stages[: depth + 1]
+    config.out_indices = list(range(max(1, depth + 1 - given), depth + 1))
 
 
 def _is_count(value: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BambaConfig, GPT2Config, JambaConfig, LlamaConfig, Qwen2VLConfig
+from transformers import BambaConfig, Dinov2Config, GPT2Config, JambaConfig, LlamaConfig, Qwen2VLConfig
 
 from benchmarks.coverage.depth import DEPTH, cut
 from benchmarks.coverage.oracle import roles_by_name
@@ -66,6 +66,16 @@ def test_a_cut_config_keeps_every_kind_of_layer() -> None:
     gpt2 = GPT2Config()
     cut(gpt2)
     assert gpt2.n_layer == DEPTH
+
+
+def test_a_cut_backbone_gives_out_states_of_layers_that_are_left() -> None:
+    config = Dinov2Config(out_indices=[3, 6, 9, 12])
+    cut(config)
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    last = Dinov2Config()
+    cut(last)
+    assert last.out_indices == [DEPTH]
 
 
 def test_a_small_config_keeps_what_belongs_together() -> None:
