@@ -21,10 +21,13 @@ def incremental_outputs(
 
     The first step is half of the sequence, each other one position. Of what the model
     returns, the first tensor with the length of the sequence is compared: logits or states.
+    None too where a decoder makes up its own sequence: then the example has only the encoder's.
     """
     name = next((name for name in STEPPED if isinstance(inputs.get(name), Tensor)), None)
     accepted = inspect.signature(model.forward).parameters
     if name is None or CACHE not in accepted or "use_cache" not in accepted:
+        return None
+    if not name.startswith("decoder_") and "decoder_input_ids" in accepted:
         return None
     length = inputs[name].shape[1]
     constant = {key: value for key, value in inputs.items() if key not in (CACHE, "use_cache", "labels")}
@@ -46,8 +49,9 @@ def incremental_outputs(
 def _until(inputs: Mapping[str, Any], name: str, start: int, stop: int) -> dict[str, Any]:
     """Returns the arguments for the positions from `start` to `stop`, when those before are in the cache.
 
-    A mask covers what is in the cache too; every other argument that is as long as the
-    sequence has only the new positions. What belongs to an encoder stays whole.
+    A mask of the sequence covers what is in the cache too; every other argument that is as long
+    as the sequence has only the new positions, masks that say what each may see elsewhere among
+    them. What belongs to an encoder stays whole.
     """
     length = inputs[name].shape[1]
     prefix = "decoder_" if name.startswith("decoder_") else ""
@@ -56,7 +60,8 @@ def _until(inputs: Mapping[str, Any], name: str, start: int, stop: int) -> dict[
         belongs = key.startswith(prefix) and isinstance(value, Tensor) and value.dim() > 1
         if not belongs or value.shape[1] != length:
             return value
-        return value[:, :stop] if key.endswith("attention_mask") else value[:, start:stop]
+        covers_cache = key.endswith("attention_mask") and value.dim() == 2
+        return value[:, :stop] if covers_cache else value[:, start:stop]
 
     return {key: part(key, value) for key, value in inputs.items()}
 

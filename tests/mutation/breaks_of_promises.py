@@ -102,6 +102,13 @@ PROMISES = (
         f"{VERIFY}::test_a_model_that_draws_noise_is_compared_under_the_same_noise",
     ),
     Mutant(
+        "verify gives a step of decoding its own part of each mask",
+        "verifying/incremental.py",
+        'key.endswith("attention_mask") and value.dim() == 2',
+        'key.endswith("attention_mask")',
+        "verifying/test_incremental.py::test_a_mask_of_other_things_has_the_new_positions_only",
+    ),
+    Mutant(
         "verify leaves the compiled model alone",
         "verifying/subject.py",
         "return copy.deepcopy(tuned, kept)",
