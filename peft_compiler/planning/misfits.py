@@ -53,7 +53,11 @@ def _wrong_words(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
     towers = {site.tower for site in sites if site.tower is not None}
     for tower in dict.fromkeys(tower for part in parts for tower in part.tower or ()):
         if tower not in towers:
-            listed = f"its towers are {', '.join(sorted(towers))}"
+            # Parts that the example does not reach are never run, and so not known.
+            listed = (
+                f"its towers are {', '.join(sorted(towers))}; pass example inputs that reach another, such "
+                "as images, sound or tokens of the decoder"
+            )
             found = listed if towers else "it has no towers to choose from"
             yield f"{binding.label} names tower {tower}, which this model lacks\n  {found}"
 
