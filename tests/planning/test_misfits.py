@@ -4,10 +4,12 @@ from textwrap import dedent
 
 import pytest
 
+import peft_compiler as pc
 from peft_compiler.errors import PlanError
 from peft_compiler.planning import make_plan
 from peft_compiler.site import Site
 from peft_compiler.spec.read import read_spec
+from tests import zoo
 from tests.sites import decoder, encoder_decoder
 
 DECODER, BOTH = decoder(), encoder_decoder()
@@ -147,3 +149,13 @@ def test_all_problems_of_all_rules_come_in_one_error() -> None:
         "rule 4 (lora) expects 3 sites, found 4",
         "rule 5 (adapter) and rule 6 (adapter) share 4 places, where one method can stand only once",
     ]
+
+
+def test_a_tower_that_the_example_does_not_reach_may_be_there_all_the_same() -> None:
+    with pytest.raises(pc.PlanError) as caught:
+        pc.plan(zoo.build("llama"), "lora on q in vision")
+    assert (
+        "rule 1 (lora) names tower vision, which this model lacks\n"
+        "    its towers are text; pass example inputs that reach another, such as images, sound or tokens "
+        "of the decoder"
+    ) in str(caught.value)
