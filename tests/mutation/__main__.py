@@ -55,7 +55,7 @@ def is_caught(tree: Path, mutant: Mutant) -> bool:
 def passes(tree: Path, *tests: str) -> bool:
     """Whether the tests pass in the copy."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:doctest"]
-    command += ["-o", "addopts=", *(f"tests/{test}" for test in tests)]
+    command += ["-o", "addopts=--import-mode=importlib", *(f"tests/{test}" for test in tests)]
     # Without bytecode: a file that is mended within a second of being broken would look unchanged.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
     run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
