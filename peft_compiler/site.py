@@ -50,6 +50,7 @@ class Projection:
         axes: How many of the last axes of what flows in, and of what flows out, are the features.
             More than one where the weight has an axis for heads and one for their width: the
             form is that of the matrix in which these are one axis.
+        applied: The rows that the op applies, where it is given only some of the parameter's; else None.
     """
 
     weight: str
@@ -58,6 +59,16 @@ class Projection:
     anchor: Anchor | None = None
     bias: str | None = None
     axes: tuple[int, int] = (1, 1)
+    applied: Rows | None = None
+
+    @property
+    def rows_of_output(self) -> Rows | None:
+        """The rows that play the role, counted in what the op gives; None where all of that does."""
+        if self.applied is None or self.rows is None:
+            return self.rows
+        places = {row: place for place, row in enumerate(self.applied.indices)}
+        found = [places[row] for row in self.rows.indices]
+        return None if len(found) == len(places) else Rows.of(found, len(places))
 
 
 @dataclass(frozen=True, slots=True)

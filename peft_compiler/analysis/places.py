@@ -52,7 +52,7 @@ def matrix_of_linear(flow: Dataflow, linear: Linear, probe: RowProbe) -> Matrix 
     bias = _bias_name(flow, linear, path)
     anchor = None if _stands_alone(flow, linear.node, linear.data) else fact(linear.node).anchor
     name = _name(flow.graph, layout.parameter, path)
-    place = Projection(name, layout.form, layout.rows, anchor, bias, layout.axes)
+    place = Projection(name, layout.form, layout.rows, anchor, bias, layout.axes, applied=layout.rows)
     width_out = layout.width_out if layout.rows is None else len(layout.rows)
     return Matrix(path, place, fact(layout.parameter).shape, layout.width_in, width_out)
 

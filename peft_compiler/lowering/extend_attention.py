@@ -27,6 +27,9 @@ _CORES = (_FUSED, "softmax")
 _ADDITIVE = frozenset({"add", "sub", "rsub", "iadd", "isub", "masked_fill", "where"})
 """Ops that bring a mask or a position bias into the scores."""
 
+_MASKS = frozenset({"masked_fill", "where"})
+"""Ops that let probabilities of keys be zero; prompts are never hidden."""
+
 _SAME_VALUES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "squeeze", "unsqueeze"}
     | {"expand", "to", "float", "half", "bfloat16", "type", "type_as", "clone", "getitem", "cat", "detach"}
@@ -113,7 +116,7 @@ def _extend_softmax(graph: Graph, core: Core, softmax: Node, prompts: Node) -> N
     way_out = [node for node in between(graph, of_keys, context.node) if node is not joint]
     with graph.inserting_before(context.node):
         ends = (of_keys, of_keys if context.left is softmax else context.left)
-        of_prompts = _follow(graph, way_out, ends, of_prompts, skip=_SAME_VALUES)
+        of_prompts = _follow(graph, way_out, ends, of_prompts, skip=_SAME_VALUES | _MASKS)
     of_keys.meta["prompted"] = (given, add_after(graph, core, spelt, of_prompts, prompts))
     graph.erase_node(softmax)
 

@@ -41,9 +41,13 @@ def prompt_bias(bias: Tensor, learned: bool) -> Tensor:
     A prompt has no position. Where the bias is learned or depends on the content (T5,
     DeBERTa) that means 0. A fixed one (ALiBi) is defined only up to a shift of each query's
     row, so 0 would mean something else in each implementation and at each length: a prompt
-    is as near as the nearest key that the query sees. For a plain mask both give 0.
+    is as near as the nearest key that the query sees. For a plain mask both give 0; so does a
+    row that sees no key at all.
     """
-    return torch.zeros_like(bias[..., :1]) if learned else bias.amax(-1, keepdim=True)
+    if learned:
+        return torch.zeros_like(bias[..., :1])
+    nearest = bias.amax(-1, keepdim=True)
+    return nearest.masked_fill(nearest == -torch.inf, 0.0)
 
 
 def prompted_attention(

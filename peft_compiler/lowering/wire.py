@@ -41,8 +41,9 @@ def wire_beside(graph: Graph, edit: Edit) -> None:
     data, output = _applied(graph, edit.place)
     with graph.inserting_before(output.next):
         delta = inserted_call(graph, edit, vectors_in(graph, data, edit.place))
-        if edit.place.rows is not None:
-            delta = graph.call_function(on_rows, (delta, edit.place.rows.runs, edit.place.rows.total))
+        rows = edit.place.rows_of_output
+        if rows is not None:
+            delta = graph.call_function(on_rows, (delta, rows.runs, rows.total))
         delta = shaped_like(graph, delta, output, edit.place)
         adapted = graph.call_function(operator.add, (output, delta))
     take_over(output, adapted)
@@ -139,11 +140,12 @@ def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
     _, output = _applied(graph, place)
     with graph.inserting_before(output.next):
         vectors = vectors_out(graph, output, place)
-        if place.rows is None:
+        rows = place.rows_of_output
+        if rows is None:
             adapted = inserted_call(graph, edit, vectors)
         else:
-            rows = inserted_call(graph, edit, graph.call_function(take_rows, (vectors, place.rows.runs)))
-            adapted = graph.call_function(put_rows, (vectors, rows, place.rows.runs))
+            taken = inserted_call(graph, edit, graph.call_function(take_rows, (vectors, rows.runs)))
+            adapted = graph.call_function(put_rows, (vectors, taken, rows.runs))
         adapted = shaped_like(graph, adapted, output, place)
     take_over(output, adapted)
 

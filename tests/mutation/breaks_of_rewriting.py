@@ -4,6 +4,34 @@ from tests.mutation.mutant import COMPILING, LOAD, VERIFY, Mutant
 
 REWRITING = (
     Mutant(
+        "prompts are not hidden with keys",
+        "lowering/extend_attention.py",
+        "skip=_SAME_VALUES | _MASKS)",
+        "skip=_SAME_VALUES)",
+        "architectures/test_masked_attention.py::test_every_promise_is_kept",
+    ),
+    Mutant(
+        "a query that sees no key sees the prompts",
+        "lowering/prompted.py",
+        "nearest.masked_fill(nearest == -torch.inf, 0.0)",
+        "nearest",
+        "architectures/test_masked_attention.py::test_prompts_are_seen_where_no_key_is",
+    ),
+    Mutant(
+        "a delta stands at rows of what the op gives",
+        "site.py",
+        "return None if len(found) == len(places) else Rows.of(found, len(places))",
+        "return self.rows",
+        "architectures/test_masked_attention.py::test_a_part_of_a_matrix_is_adapted_in_its_own_rows",
+    ),
+    Mutant(
+        "what takes only a shape moves nothing",
+        "analysis/roles/replay.py",
+        "if kind(node) in _LIKE and node.args[0] not in values:",
+        "if False:",
+        "architectures/test_masked_attention.py::test_every_promise_is_kept",
+    ),
+    Mutant(
         "a table that tells about tokens is none of tokens",
         "analysis/roles/embeddings_and_heads.py",
         "return is_smaller and not",
@@ -55,8 +83,8 @@ REWRITING = (
     Mutant(
         "prompts beside an ALiBi bias are as near as the nearest key",
         "lowering/prompted.py",
-        "else bias.amax(-1, keepdim=True)",
-        "else bias.amin(-1, keepdim=True)",
+        "nearest = bias.amax(-1, keepdim=True)",
+        "nearest = bias.amin(-1, keepdim=True)",
         "lowering/test_prompted.py::test_a_fixed_bias_may_be_shifted_row_by_row",
     ),
     Mutant(
@@ -239,7 +267,7 @@ REWRITING = (
     Mutant(
         "heads in front of the batch are refused",
         "analysis/roles/obstacles.py",
-        "if not bool((by_batch == by_batch[:1]).all()):",
+        "if not any(bool((each == each[:1]).all()) for each in by_batch):",
         "if False:",
         "analysis/roles/test_obstacles.py::test_an_obstacle_is_named",
     ),

@@ -8,9 +8,17 @@ from torch import Tensor, fx
 from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import ATTENTION, argument, kind
 from peft_compiler.analysis.roles.attention import Attention
+from peft_compiler.analysis.roles.batches import find_batch_axis
 from peft_compiler.analysis.roles.linears import Dataflow, letters_of
 from peft_compiler.analysis.roles.nearest import behind
-from peft_compiler.analysis.roles.replay import ELSEWHERE, Origins, index_along, replay, with_destinations
+from peft_compiler.analysis.roles.replay import (
+    ELSEWHERE,
+    Origins,
+    index_along,
+    moves,
+    replay,
+    with_destinations,
+)
 from peft_compiler.site import Role
 
 
@@ -91,12 +99,19 @@ def _is_context(probabilities: str, values: str, out: str) -> bool:
 def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
     """Whether the last axis of `start` arrives as the last axis of `end`, but for columns put beside it."""
     found = behind(flow, end, may_pass=lambda node: node is not start)
-    probe = index_along(fact(start).shape, len(fact(start).shape) - 1)
     region = with_destinations(found.passed)
+    if start in {end, *found.stops} and all(_stays(node, fact(start).shape) for node in region):
+        return True
+    probe = index_along(fact(start).shape, len(fact(start).shape) - 1)
     arrived = (
         () if probe is None else replay({start: probe}, [node for node in region if node is not start], end)
     )
     return bool(arrived) and all(_is_in_order(tensor) for tensor in arrived)
+
+
+def _stays(node: fx.Node, shape: tuple[int, ...]) -> bool:
+    """Whether an op gives numbers of a shape, each where it was."""
+    return not moves(node) and fact(node).shape == shape
 
 
 def _is_in_order(arrived: Tensor) -> bool:
@@ -120,12 +135,20 @@ def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Nod
         if letters is not None:
             left, right, out = letters
             own = right if flow.products[scores][1] is key else left
-            by_batch = tensor.movedim(own.index(out[0]), 0)
+            by_batch = [tensor.movedim(own.index(out[0]), 0)]
         elif tensor.dim() == 4:
-            by_batch = tensor
+            by_batch = [tensor]
         else:
-            batch = fact(linear.node).shape[0]
-            by_batch = tensor.unflatten(0, (batch, -1)) if len(tensor) % batch == 0 else tensor
-        if not bool((by_batch == by_batch[:1]).all()):
+            by_batch = [
+                tensor.unflatten(0, (batch, -1)) if len(tensor) % batch == 0 else tensor
+                for batch in _lengths_of_batch(flow, linear.node)
+            ]
+        if not any(bool((each == each[:1]).all()) for each in by_batch):
             return False
     return True
+
+
+def _lengths_of_batch(flow: Dataflow, value: fx.Node) -> tuple[int, ...]:
+    """Returns how long the batch is in a value, or may be where that is not told apart."""
+    axis, shape = find_batch_axis(flow.graph, value), fact(value).shape
+    return shape[:-1] if axis is None else shape[axis : axis + 1]

@@ -15,6 +15,7 @@ ELSEWHERE = -1.0
 
 _LARGEST_PROBE = 30_000_000
 _WRITES = frozenset({"setitem", "copy"})
+_LIKE = frozenset({"view_as", "reshape_as", "expand_as"})
 _MAXIMA = frozenset({"max", "amax", "max_pool1d", "max_pool2d", "max_pool3d"})
 
 
@@ -33,7 +34,7 @@ def with_destinations(ops: Iterable[fx.Node]) -> list[fx.Node]:
         destination = next(iter(tensors(stack.pop())), None)
         if destination is None or destination in found or destination.op != "call_function":
             continue
-        if _moves(destination) or kind(destination) in CREATIONS:
+        if moves(destination) or kind(destination) in CREATIONS:
             found.add(destination)
             stack.append(destination)
     return sorted(found, key=lambda node: fact(node).order)
@@ -74,9 +75,12 @@ def replay(probe: Mapping[fx.Node, Tensor], ops: Iterable[fx.Node], target: fx.N
 
 
 def _arrived(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins | None:
-    if kind(node) in _MAXIMA:
+    if kind(node) in _LIKE and node.args[0] not in values:
+        return None  # takes no more than the shape of the probe
+    # Of two tensors, the larger element by element: computed like a sum.
+    if kind(node) in _MAXIMA and len(tensors(node)) == 1:
         return _pooled(node, values)
-    return _moved(node, values) if _moves(node) else _computed(node, values)
+    return _moved(node, values) if moves(node) else _computed(node, values)
 
 
 def _pooled(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
@@ -94,7 +98,8 @@ def _maxima(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found[0]
 
 
-def _moves(node: fx.Node) -> bool:
+def moves(node: fx.Node) -> bool:
+    """Whether an op moves elements, or writes them elsewhere."""
     return kind(node) in SHAPES or kind(node) in _WRITES or kind(node) == "after_write"
 
 
