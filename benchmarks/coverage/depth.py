@@ -10,11 +10,12 @@ DEPTH = 4
 _DEEPEST = 6
 _MOST_KINDS = 6
 
-_COUNTS = re.compile(r"(^|_)(layers?|depth|blocks|num_hidden_layers|stages_depth)$")
+_COUNTS = re.compile(r"(^|_)(layers?|depth|blocks|num_hidden_layers|stages_depth|attends_per_block)$")
 # These say of which kind the first layers are, or go with a list of another kind of layer.
 _NOT_COUNTS = re.compile(
-    r"conv|feat_extract|dense|hash|upsampl|downsampl|out_|select|feature_layer|window_layers"
+    r"conv|feat_extract|dense|hash|upsampl|downsampl|out_|select|feature_layer|window_layers|shared_layers"
 )
+_SHARED = re.compile(r"shared_layers$")
 _FIRST_DENSE = re.compile(r"first_k|dense_layers|hash_layers")
 _PERIODS = re.compile(
     r"(layer|attn|attention|moe|sparse|sliding|expert|cross).*(period|interval|pattern|step|freq)$|every"
@@ -52,11 +53,13 @@ def _cut_one(config: Any) -> None:
                 setattr(config, name, _indices_within(name, value, len(kept)))
         _cut_stages(config, length, len(kept))
     for name, value in fields.items():
-        for pattern, most in ((_FIRST_DENSE, 1), (_PERIODS, 2), (_OFFSETS, 1)):
+        # Layers that share what an earlier one of their kind computes: too few are left to have both.
+        for pattern, most in ((_FIRST_DENSE, 1), (_PERIODS, 2), (_OFFSETS, 1), (_SHARED, 0)):
             if _is_count(value) and pattern.search(name) and value > most:
                 setattr(config, name, most)
         if isinstance(value, (list, tuple)) and _STAGES.search(name) and all(map(_is_count, value)):
-            setattr(config, name, type(value)(min(count, 2) for count in value))
+            left = getattr(config, name)  # which may have fewer stages by now
+            setattr(config, name, type(value)(min(count, 2) for count in left))
 
 
 def _cut_stages(config: Any, length: int, depth: int) -> None:

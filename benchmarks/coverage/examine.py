@@ -14,7 +14,7 @@ import peft_compiler as pc
 from benchmarks.coverage import models
 from benchmarks.coverage.oracle import compare
 from benchmarks.coverage.promises import kept_and_broken
-from benchmarks.coverage.sentences import WHOLE, Sentence, sentence_for
+from benchmarks.coverage.sentences import Sentence, sentence_for
 from benchmarks.coverage.special_inputs import special_inputs
 from benchmarks.coverage.targets import Target
 from peft_compiler.analysis.capture import capture
@@ -150,9 +150,7 @@ def _try_sentence(model: nn.Module, inputs: dict[str, Any], row: dict[str, Any],
     same = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     if not same:
         row["broken"]["the caller's model is as it was"] = "its state changed"
-    row["held"] = (
-        not row["broken"] and sentence.text != "" and (not sentence.attention or sentence.text == WHOLE)
-    )
+    row["held"] = not row["broken"] and sentence.text != "" and (not sentence.attention or sentence.whole)
 
 
 def _held(model: nn.Module, inputs: dict[str, Any], rule: str) -> str:

@@ -50,6 +50,11 @@ def _small_with_heads(config: Any) -> None:
     shrink(config, images=False, heads=8)
 
 
+def _small_with_one_head(config: Any) -> None:
+    cut(config)
+    shrink(config, images=False, heads=1)
+
+
 def _few_words(config: Any) -> None:
     cut(config)
     shrink_vocabulary(config)
@@ -62,6 +67,7 @@ WITH_WEIGHTS: dict[str, Callable[[Any], None]] = {
     "small": _small,
     "small, images of full size": _small_with_images,
     "small, eight heads": _small_with_heads,
+    "small, one head": _small_with_one_head,
     "few layers, small vocabulary": _few_words,
     "few layers": _few_layers,
     "default": _as_it_is,

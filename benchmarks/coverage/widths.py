@@ -8,11 +8,16 @@ from typing import Any
 from peft_compiler.analysis.arguments import Config
 
 VOCABULARY = 512
+_WIDE, _WITHOUT_HEADS = 2048, 512
 _EXPERTS, _PATCHES = 8, 4
 
 _HEADS = re.compile(r"(^|_)(heads|n_head|nhead)$")
-_KEY_HEADS = re.compile(r"(kv|key_value).*heads?$|heads?_kv$|n_head_kv")
-_WIDTHS = re.compile(r"(size|dim|width|channels|embd|model|inner|ff|filters|units|features|d_inner)$")
+# Few heads of another kind, which would keep all others from getting fewer: keys, and those of an index.
+_KEY_HEADS = re.compile(r"(kv|key_value|index).*heads?$|heads?_kv$|n_head_kv")
+_WIDTHS = re.compile(
+    r"(size|dim|width|channels|embd|model|inner|ff|filters|units|features|d_inner|latents|d_ssm)$"
+)
+_COUNTED_WIDTHS = re.compile(r"^(num_pos_feats|num_filters|n_filters|upsample_groups)$")
 _INNER = re.compile(r"intermediate|ffn|d_ff|n_inner")
 _NOT_WIDTHS = re.compile(
     r"head|vocab|patch|image|img|kernel|window|chunk|batch|block|tile|crop|grid|num_|max_|context|sampl|state"
@@ -23,7 +28,8 @@ _EXPERT_COUNTS = re.compile(r"(num|n)_(routed_|local_|sparse_)?experts$|moe_num_
 _CHOSEN = re.compile(
     r"experts_per_tok|moe_top_?k$|num_experts_per_token$|top_k_experts$|num_selected_experts$"
 )
-_GROUPS = re.compile(r"^(n_group|topk_group|moe_n_group|n_expert_group)$")
+_GROUPS = re.compile(r"^(n_group|topk_group|moe_n_group|(n|num)_expert_group)$")
+_NORMALISED = re.compile(r"^base_channels$")  # of blocks that normalise them in 32 groups
 _STATE_GROUPS = re.compile(r"(^|_)n_?groups$|num_groups$")
 _TOKENS = re.compile(r"token(_id|_ids|_index|_idx)?$|_token_id_?\w*$|^(bos|eos|pad|sep|mask)\w*_id$")
 
@@ -50,7 +56,8 @@ def _factor(configs: tuple[Any, ...], fewest: int) -> int:
         if _is_heads(name) and isinstance(value, int) and not isinstance(value, bool) and value > 1
     ]
     if not heads:
-        return 1
+        width = Config.of(configs[0]).number(1, "hidden_size")
+        return width // _WITHOUT_HEADS if width >= _WIDE else 1
     common = math.gcd(*heads)
     fitting = (each for each in range(1, common + 1) if common % each == 0 and min(heads) // each >= fewest)
     return max(fitting, default=1)
@@ -67,26 +74,33 @@ def _shrunk(name: str, value: int, factor: int) -> int:
         return value // factor
     if _INNER.search(name) and value > 16:
         return max(16, value // factor // 8 * 8)  # grouped products want rows of whole vectors
-    if _WIDTHS.search(name) and not _NOT_WIDTHS.search(name) and value % factor == 0 and value // factor >= 4:
-        return value // factor
+    if _is_width(name) and value % factor == 0 and value // factor >= 4:
+        return max(value // factor, min(value, 32)) if _NORMALISED.search(name) else value // factor
     for pattern, most in ((_EXPERT_COUNTS, _EXPERTS), (_CHOSEN, 2), (_GROUPS, 1), (_STATE_GROUPS, 1)):
         if pattern.search(name) and value > most:
             return most
     return value
 
 
+def _is_width(name: str) -> bool:
+    by_name = _WIDTHS.search(name) and not _NOT_WIDTHS.search(name)
+    return bool(by_name or _COUNTED_WIDTHS.search(name))
+
+
 def _shrink_images(config: Any) -> None:
     image, patch = (getattr(config, name, None) for name in ("image_size", "patch_size"))
     if isinstance(image, int) and isinstance(patch, int) and image > _PATCHES * patch:
         config.image_size = _PATCHES * patch
+        if getattr(config, "image_embedding_size", None) == image // patch:
+            config.image_embedding_size = _PATCHES
 
 
 def shrink_vocabulary(config: Any) -> None:
     """Leaves few entries, with every special token at an entry of its own."""
     for each in Config.of(config).configs:
-        size = getattr(each, "vocab_size", None)
-        if isinstance(size, int) and size > VOCABULARY:
-            each.vocab_size = VOCABULARY
+        for name, size in list(vars(each).items()):
+            if name.startswith("vocab_size") and isinstance(size, int) and size > VOCABULARY:
+                setattr(each, name, VOCABULARY)
     renumber_tokens(config)
 
 

@@ -10,15 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BambaConfig, Dinov2Config, GPT2Config, JambaConfig, LlamaConfig, Qwen2VLConfig
+from transformers import (
+    BambaConfig,
+    Dinov2Config,
+    GPT2Config,
+    JambaConfig,
+    LlamaConfig,
+    Qwen2VLConfig,
+    Swin2SRConfig,
+)
 
 from benchmarks.coverage.depth import DEPTH, cut
 from benchmarks.coverage.oracle import roles_by_name
 from benchmarks.coverage.report import report
 from benchmarks.coverage.results import code_digest, read_rows
+from benchmarks.coverage.sentences import WHOLE, sentence_for
 from benchmarks.coverage.targets import all_targets
 from benchmarks.coverage.widths import VOCABULARY, shrink
 from benchmarks.coverage.workers import Limits, run_all
+from tests.sites import attention
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = (
@@ -66,6 +76,12 @@ def test_a_cut_config_keeps_every_kind_of_layer() -> None:
     gpt2 = GPT2Config()
     cut(gpt2)
     assert gpt2.n_layer == DEPTH
+    sharing = LlamaConfig(num_kv_shared_layers=15)
+    cut(sharing)
+    assert sharing.num_kv_shared_layers == 0
+    stages = Swin2SRConfig()
+    cut(stages)
+    assert len(stages.depths) == len(stages.num_heads) == DEPTH
 
 
 def test_a_cut_backbone_gives_out_states_of_layers_that_are_left() -> None:
@@ -89,6 +105,27 @@ def test_a_small_config_keeps_what_belongs_together() -> None:
     tokens = [config.image_token_id, config.video_token_id]
     assert len(set(tokens)) == 2
     assert all(token < VOCABULARY for token in tokens)
+
+
+def test_heads_of_another_kind_do_not_keep_a_config_from_getting_small() -> None:
+    config = LlamaConfig(num_attention_heads=64, hidden_size=4096, index_n_heads=4, num_pos_feats=128)
+    shrink(config, images=False)
+    assert (config.num_attention_heads, config.hidden_size) == (2, 128)
+    assert (config.index_n_heads, config.num_pos_feats) == (1, 4)
+
+
+def test_every_vocabulary_of_a_config_gets_small() -> None:
+    config = LlamaConfig(vocab_size_per_layer_input=262144)
+    shrink(config, images=False)
+    assert (config.vocab_size, config.vocab_size_per_layer_input) == (VOCABULARY, VOCABULARY)
+
+
+def test_prompts_are_shorter_where_a_tower_has_fewer_positions() -> None:
+    named = {"q": 1, "k": 1, "v": 1, "up": 1, "down": 1}
+    of_sixteen = sentence_for(attention("attention", "block", 0, positions=16), named)
+    assert of_sixteen.text.endswith("; deep prompts length=8 on every layer")
+    assert of_sixteen.whole
+    assert sentence_for(attention("attention", "block", 0, positions=512), named).text == WHOLE
 
 
 @pytest.mark.parametrize(
