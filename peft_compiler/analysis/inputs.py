@@ -89,7 +89,7 @@ def _of_config(model: nn.Module) -> Iterator[dict[str, Any]]:
     leading = [name for name in arguments if name == main or name in required]
     first = leading or list(arguments)[:1]
     if getattr(model.config, "is_encoder_decoder", False):
-        first.append("decoder_input_ids")
+        first += ["decoder_input_ids", "future_values", "future_time_features"]
     generator = torch.Generator().manual_seed(0)
     masks = [name for name in arguments if name.endswith("mask")]
     grids = [name for name in arguments if name.endswith("grid_thw")]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from peft_compiler.analysis.inputs import candidate_inputs
 from tests.zoo import ALL, build
@@ -38,6 +39,21 @@ def test_every_required_argument_is_given() -> None:
     model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
     runs = [candidate for candidate in candidate_inputs(model) if _runs(model, candidate)]
     assert set(runs[0]) == {"src", "tgt"}
+
+
+class Forecaster(nn.Module):
+    """Tells an encoder and a decoder of times: what is to come is not required, as when generating."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PreTrainedConfig(is_encoder_decoder=True)
+
+    def forward(self, past_values: Tensor, future_values: Tensor | None = None) -> Tensor:
+        return past_values if future_values is None else future_values
+
+
+def test_a_decoder_of_times_is_given_what_it_decodes() -> None:
+    assert set(next(candidate_inputs(Forecaster()))) == {"past_values", "future_values"}
 
 
 def test_the_random_state_is_left_alone() -> None:

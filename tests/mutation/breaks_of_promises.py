@@ -109,6 +109,13 @@ PROMISES = (
         "verifying/test_incremental.py::test_a_mask_of_other_things_has_the_new_positions_only",
     ),
     Mutant(
+        "a decoder of times is run on what it decodes",
+        "analysis/inputs.py",
+        '"future_values", "future_time_features"]',
+        '"future_time_features"]',
+        "analysis/test_inputs.py::test_a_decoder_of_times_is_given_what_it_decodes",
+    ),
+    Mutant(
         "verify leaves the compiled model alone",
         "verifying/subject.py",
         "return copy.deepcopy(tuned, kept)",
