@@ -116,6 +116,14 @@ PROMISES = (
         "analysis/test_inputs.py::test_a_decoder_of_times_is_given_what_it_decodes",
     ),
     Mutant(
+        "a projection that is applied twice has its heads once",
+        "analysis/roles/head_widths.py",
+        "if len(applied) != 1",
+        "if len(projections) != 1",
+        "analysis/roles/test_attention.py"
+        "::test_the_heads_of_keys_are_counted_where_their_projection_is_applied_twice",
+    ),
+    Mutant(
         "verify leaves the compiled model alone",
         "verifying/subject.py",
         "return copy.deepcopy(tuned, kept)",

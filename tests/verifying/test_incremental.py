@@ -56,7 +56,8 @@ class MakesItsOwnSequence(Caches):
         past_key_values: Any = None,
         use_cache: bool | None = None,
     ) -> Any:
-        return super().forward(input_ids, past_key_values=past_key_values, use_cache=use_cache)
+        decoded = input_ids if decoder_input_ids is None else decoder_input_ids
+        return super().forward(decoded, past_key_values=past_key_values, use_cache=use_cache)
 
 
 def test_a_mask_of_other_things_has_the_new_positions_only() -> None:

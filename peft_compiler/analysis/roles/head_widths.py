@@ -36,7 +36,9 @@ def find_head_widths(flow: Dataflow, attention: Attention) -> HeadWidths:
 
 def _counted(attention: Attention, role: Role, width: int) -> int | None:
     projections = attention.projections[role]
-    if len(projections) != 1 or is_unknown(projections[0].rows):
+    # One projection may be applied twice: to states of one's own and to those of an encoder.
+    applied = {(projected.linear.weight, projected.rows) for projected in projections}
+    if len(applied) != 1 or is_unknown(projections[0].rows):
         return None
     linear, rows = projections[0].linear, projections[0].rows
     features = linear.width_out if rows is None else len(rows)

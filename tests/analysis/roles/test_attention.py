@@ -116,6 +116,27 @@ def test_one_projection_may_play_two_roles() -> None:
     assert (sites[Role.KEY].path, sites[Role.VALUE].path) == ("b", "b")
 
 
+class LooksAtBoth(Attends):
+    """One projection of keys is applied to its own states and to a memory, and serves all queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.c = nn.Linear(HIDDEN, WIDTH), nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:  # pyright: ignore
+        keys, values = (
+            torch.cat([part(states).unsqueeze(1) for states in (x, memory)], 2).expand(-1, HEADS, -1, -1)
+            for part in (self.b, self.c)
+        )
+        return x + self.d(self.mix(self.heads(self.a(x)), keys, values).transpose(1, 2).flatten(2))
+
+
+def test_the_heads_of_keys_are_counted_where_their_projection_is_applied_twice() -> None:
+    core = by_role(LooksAtBoth(), torch.ones(3, 5, HIDDEN), torch.ones(3, 6, HIDDEN))[Role.ATTENTION_CORE]
+    assert isinstance(core.place, Core)
+    assert (core.place.heads, core.place.key_heads) == (HEADS, 1)
+
+
 class LooksAt(Attends):
     """Keys and values come from a second input."""
 
