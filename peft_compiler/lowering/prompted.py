@@ -93,11 +93,13 @@ def _extended(mask: Tensor, length: int, keys: int, learned: bool) -> Tensor:
 def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float | None) -> Tensor:
     """Returns the scores of prompts, (batch, heads, queries, n), times `factor`.
 
-    The query is (batch, heads, queries, width), or has its first two axes flattened. Without
-    a factor, that of `scaled_dot_product_attention` is taken.
+    The query is (batch, heads, queries, width), or has its first two axes flattened, or has an
+    axis for windows behind the heads, as the scores then have. Without a factor, that of
+    `scaled_dot_product_attention` is taken.
     """
-    query = query if query.dim() == 4 else query.unflatten(0, (-1, heads))
-    scores = query @ join_prompts(prompts, heads, query)[0].transpose(-1, -2)
+    query = query.unflatten(0, (-1, heads)) if query.dim() == 3 else query
+    keys = _in_windows(join_prompts(prompts, heads, query)[0], query)
+    scores = query @ keys.transpose(-1, -2)
     return scores * (query.shape[-1] ** -0.5 if factor is None else factor)
 
 
@@ -115,8 +117,21 @@ def joint_softmax(
 
 def add_prompt_values(context: Tensor, probabilities: Tensor, prompts: Prompts, heads: int) -> Tensor:
     """Returns `context` plus what the prompts' values contribute under `probabilities`."""
-    flat = probabilities.reshape(-1, heads, *probabilities.shape[-2:])
-    return context + (flat @ join_prompts(prompts, heads, flat)[1]).reshape(context.shape).to(context.dtype)
+    flat = _by_heads(probabilities, heads)
+    values = _in_windows(join_prompts(prompts, heads, flat)[1], flat)
+    return context + (flat @ values).reshape(context.shape).to(context.dtype)
+
+
+def _by_heads(probabilities: Tensor, heads: int) -> Tensor:
+    """Returns (batch, heads, ..., queries, keys) of what may have its first two axes flattened."""
+    if probabilities.dim() == 5:
+        return probabilities
+    return probabilities.reshape(-1, heads, *probabilities.shape[-2:])
+
+
+def _in_windows(prompts: Tensor, like: Tensor) -> Tensor:
+    """Returns (..., heads, n, width) with an axis for windows behind the heads where `like` has one."""
+    return prompts.unsqueeze(-3) if like.dim() == 5 else prompts
 
 
 def add_gated_attention(
@@ -135,8 +150,8 @@ def add_gated_attention(
 
 def gated_softmax(scores: Tensor, gates: Tensor, heads: int) -> Tensor:
     """Returns the probabilities of prompts, (batch, heads, queries, n), times the gate of each head."""
-    probabilities = scores.reshape(-1, heads, *scores.shape[-2:]).softmax(-1)
-    return probabilities * gates.to(scores.dtype)[:, None, None]
+    probabilities = _by_heads(scores, heads).softmax(-1)
+    return probabilities * gates.to(scores.dtype).view(heads, *[1] * (probabilities.dim() - 2))
 
 
 def by_head(projected: Tensor, heads: int) -> Tensor:

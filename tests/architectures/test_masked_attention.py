@@ -65,6 +65,14 @@ class ShapedAsTheScores(Attends):
         return (scores + self.bias.repeat(scores.shape[0] * HEADS).reshape_as(scores)).softmax(-1)
 
 
+class InWindows(Attends):
+    """Each half of the queries sees its own half of the keys; the halves lie behind the heads."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (2, -1)) for part in (q, k, v))
+        return (self.shares(q @ k.mT) @ v).flatten(2, 3).transpose(1, 2).flatten(2)
+
+
 class PositionsFirst(Attends):
     """Examples stand in the second axis, and lie with the heads in one axis."""
 
@@ -92,15 +100,40 @@ class Pools(nn.Module):
         return pooled + self.down(self.up(pooled).relu())
 
 
-KINDS = [Attends, MaskedProbabilities, NoLessThanTheLeast, ShapedAsTheScores, PositionsFirst, Pools]
+def copy_of(model: nn.Module) -> Attends:
+    """The same weights, without windows."""
+    plain = Attends()
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+KINDS = [
+    Attends,
+    MaskedProbabilities,
+    NoLessThanTheLeast,
+    ShapedAsTheScores,
+    InWindows,
+    PositionsFirst,
+    Pools,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_promise_is_kept(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    spec = f"{SPEC} in cross attention" if kind is Pools else SPEC
+    spec = f"{SPEC} in cross attention" if kind is Pools else f"{SPEC}; llama-adapter length=2"
     report = pc.verify(pc.compile(kind(), spec, torch.randn(3, LENGTH, HIDDEN)))
     assert report.ok, str(report)
+
+
+def test_every_window_sees_the_prompts() -> None:
+    torch.manual_seed(0)
+    base, x = InWindows(), torch.randn(3, LENGTH, HIDDEN)
+    tuned = pc.compile(base, "deep prompts length=3", x)
+    halves = pc.compile(copy_of(base), "deep prompts length=3", x[:, :3])
+    prompts = tuned.get_submodule("inserted.core_deep_prompts")
+    halves.get_submodule("inserted.core_deep_prompts").load_state_dict(prompts.state_dict())
+    torch.testing.assert_close(tuned(x), torch.cat([halves(x[:, :3]), halves(x[:, 3:])], 1))
 
 
 def test_prompts_are_seen_where_no_key_is() -> None:

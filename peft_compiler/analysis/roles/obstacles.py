@@ -28,7 +28,7 @@ def find_obstacle(flow: Dataflow, attention: Attention) -> str | None:
     An attention that is one op is what the op says. One that is spelt out is taken to be
     softmax(scores) values only where this is seen: each key has one column of the scores, in
     order, from their product to the softmax and on to the values, and the scores are laid out
-    as (batch, heads, queries, keys), or with the first two axes as one.
+    as (batch, heads, queries, keys), with the first two axes as one, or with windows behind the heads.
     """
     return None if kind(attention.meeting.core) == ATTENTION else next(_obstacles(flow, attention), None)
 
@@ -52,7 +52,7 @@ def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
     products = [stop for stop in behind(flow, logits).stops if stop in flow.products]
     if not _keeps_columns(flow, scores, logits) or (has_more_columns and len(products) > 1):
         yield "its scores do not go to the softmax with one column for each key, as where keys lie in blocks"
-    elif len(fact(scores).shape) not in (3, 4):
+    elif len(fact(scores).shape) not in (3, 4, 5):
         yield f"its scores have {len(fact(scores).shape)} axes; expected (batch, heads, queries, keys)"
     elif not _keeps_columns(flow, softmax, _other(flow, meeting.context, meeting.value)):
         yield "its probabilities do not go to the values with one column for each key"
@@ -136,6 +136,8 @@ def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Nod
             left, right, out = letters
             own = right if flow.products[scores][1] is key else left
             by_batch = [tensor.movedim(own.index(out[0]), 0)]
+        elif tensor.dim() == 5:  # windows behind the heads are alike, as examples are
+            by_batch = [tensor.transpose(1, 2).flatten(0, 1)]
         elif tensor.dim() == 4:
             by_batch = [tensor]
         else:

@@ -62,6 +62,22 @@ class WithGroups(Attends):
         return ((q @ k.mT).softmax(-1) @ v).flatten(1, 2)
 
 
+class WithMoreAxes(Attends):
+    """Windows lie in two axes behind the heads."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (2, 1, -1)) for part in (q, k, v))
+        return ((q @ k.mT).softmax(-1) @ v).flatten(2, 4)
+
+
+class InWindows(Attends):
+    """Windows lie behind the heads."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (-1, BLOCK)) for part in (q, k, v))
+        return ((q @ k.mT).softmax(-1) @ v).flatten(2, 3)
+
+
 class Windows(Attends):
     """The values are cut into windows that overlap."""
 
@@ -112,7 +128,9 @@ OBSTACLES = {
     WithASink: None,
     ByColumns: "its softmax runs over axis -2 of 4, not over the last one",
     InBlocks: BLOCKS,
-    WithGroups: "its scores have 5 axes; expected (batch, heads, queries, keys)",
+    WithGroups: "its heads do not lie right behind the batch",
+    WithMoreAxes: "its scores have 6 axes; expected (batch, heads, queries, keys)",
+    InWindows: None,
     Windows: "its probabilities do not go to the values with one column for each key",
     Approximated: "its values are products themselves, as where attention is approximated",
     HeadsFirst: "its heads do not lie right behind the batch",
