@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from peft_compiler.analysis.module_graph import ModuleGraph
@@ -86,9 +86,22 @@ _UP = _ends(
 
 def roles_by_name(parameter: str) -> frozenset[str]:
     """Returns the roles that a parameter's name tells, in short form; none where it tells nothing."""
+    return frozenset() if exclusion(parameter) else _roles_of_words(parameter)
+
+
+def exclusion(parameter: str) -> str:
+    """Returns why the words of a name that tell a role are not believed; "" where they are, or tell none."""
+    roles, known = _roles_of_words(parameter), _NONE.search(parameter.removesuffix(".weight"))
+    if roles and known:
+        return f"`{known[0]}` in its name: neither attention nor a feed-forward network of a block"
+    # Whatever else has two layers, such as a head, stands in no list of blocks.
+    if roles & {"up", "down"} and not _IN_A_BLOCK.search(parameter):
+        return "in no list of blocks"
+    return ""
+
+
+def _roles_of_words(parameter: str) -> frozenset[str]:
     name = re.sub(r"\.weight$", "", parameter)
-    if _NONE.search(name):
-        return frozenset()
     for roles, pattern in _FUSED.items():
         if pattern.search(name):
             return frozenset(roles.split())
@@ -101,8 +114,7 @@ def roles_by_name(parameter: str) -> frozenset[str]:
                 return frozenset({role})
     if _ATTENTION.search(around) and not in_feed_forward:
         return frozenset({"o"}) if _OUTPUT.search(name) else frozenset()
-    # Whatever else has two layers, such as a head, stands in no list of blocks.
-    if _FEED_FORWARD.search(name) and _IN_A_BLOCK.search(name):
+    if _FEED_FORWARD.search(name):
         for role, pattern in (("up", _UP), ("down", _DOWN)):
             if pattern.search(name):
                 return frozenset({role})
@@ -120,6 +132,7 @@ class Comparison:
         mixer: "role: name" of those that are projections of a mixer: linear attention shares the names.
         wrong: "role: name, by name other role" of what only the sites give it, where the name tells another.
         unnamed: "role: name" of what only the sites give it, where the name tells nothing.
+        excluded: "role: name (reason)" of what words of a name tell and sites do not, but is not counted.
     """
 
     named: Mapping[str, int]
@@ -128,6 +141,7 @@ class Comparison:
     mixer: tuple[str, ...]
     wrong: tuple[str, ...]
     unnamed: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
 
 
 def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
@@ -154,10 +168,23 @@ def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
         wrong=_told(
             f"{role}: {_bare(name)}, by name {'/'.join(sorted(roles_by_name(name)))}"
             for role, name in only_found
-            if roles_by_name(name)
+            if roles_by_name(name) and role not in roles_by_name(name)
         ),
         unnamed=_told(f"{role}: {_bare(name)}" for role, name in only_found if not roles_by_name(name)),
+        excluded=_told(
+            f"{role}: {_bare(name)} ({reason})"
+            for name in set(used.values())
+            for role, reason in _excluded(name, named)
+            if name not in found[role]
+        ),
     )
+
+
+def _excluded(name: str, named: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
+    """Yields the roles that the words of a name tell and that are not counted, and why."""
+    for role in _roles_of_words(name):
+        if name not in named[role]:
+            yield role, exclusion(name) or "no key beside it"
 
 
 def _named(names: set[str]) -> dict[str, set[str]]:
@@ -176,7 +203,8 @@ def _named(names: set[str]) -> dict[str, set[str]]:
 
 
 def _around(name: str) -> str:
-    return re.sub(r"\.weight$", "", name).rpartition(".")[0]
+    # Of all layers at once: one that shares the keys of another has none of its own.
+    return re.sub(r"(\.(linear|conv1d))?(\.weight)?$", "", _bare(name)).rpartition(".")[0]
 
 
 def _used(graph: ModuleGraph) -> dict[str, str]:

@@ -36,7 +36,14 @@ def report(rows: Iterable[Row], versions: str) -> str:
         "",
         "## Where names and dataflow differ",
         "",
-        *_differences(rows),
+        *_differences(rows, ("wrong", "missing", "mixer")),
+        "",
+        "## What names tell and is not counted",
+        "",
+        "Words of these names tell a role that dataflow does not find. They are not believed, for the reason",
+        "given.",
+        "",
+        *_differences(rows, ("excluded",)),
     ]
     return "\n".join(parts) + "\n"
 
@@ -141,10 +148,10 @@ def _plain(text: str) -> str:
     return shown + ("…" if len(without_address) > _LONGEST_REASON else "")
 
 
-def _differences(rows: list[Row]) -> list[str]:
+def _differences(rows: list[Row], kinds: Iterable[str]) -> list[str]:
     lines: list[str] = []
     for row in rows:
-        for what in ("wrong", "missing", "mixer"):
+        for what in kinds:
             if row.get("oracle", {}).get(what):
                 lines.append(
                     f"- {row['type']}, {what}: " + "; ".join(f"`{each}`" for each in row["oracle"][what])

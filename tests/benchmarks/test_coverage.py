@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 from transformers import (
     BambaConfig,
     Dinov2Config,
@@ -21,13 +23,14 @@ from transformers import (
 )
 
 from benchmarks.coverage.depth import DEPTH, cut
-from benchmarks.coverage.oracle import roles_by_name
+from benchmarks.coverage.oracle import compare, exclusion, roles_by_name
 from benchmarks.coverage.report import report
 from benchmarks.coverage.results import code_digest, read_rows
 from benchmarks.coverage.sentences import WHOLE, sentence_for
 from benchmarks.coverage.targets import all_targets
 from benchmarks.coverage.widths import VOCABULARY, shrink
 from benchmarks.coverage.workers import Limits, run_all
+from peft_compiler.analysis.capture import capture
 from tests.sites import attention
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +148,44 @@ def test_names_tell_roles(name: str, roles: set[str]) -> None:
     assert roles_by_name(name) == roles
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "layers.0.self_attn.indexer.k_proj.weight",
+            "`indexer` in its name: neither attention",
+        ),
+        ("head.mlp.fc1.weight", "in no list of blocks"),
+        ("layers.0.mlp.fc1.weight", ""),
+        ("layers.0.norm.weight", ""),
+    ],
+)
+def test_a_name_that_is_not_believed_says_why(name: str, reason: str) -> None:
+    assert exclusion(name).startswith(reason)
+    assert bool(exclusion(name)) == bool(reason)
+
+
+class SharesKeys(nn.Module):
+    """Its second layer has queries only; what is called the value of a pool has no key at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        linears = [{"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 4)}, {"q_proj": nn.Linear(4, 4)}]
+        self.layers = nn.ModuleList(map(nn.ModuleDict, linears))
+        self.pool = nn.ModuleDict({"value": nn.Linear(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layers
+        return first["q_proj"](first["k_proj"](second["q_proj"](self.pool["value"](x))))
+
+
+def test_every_exclusion_is_told() -> None:
+    found = compare(capture(SharesKeys(), {"x": torch.ones(2, 4)}), [])
+    assert found.missing == ("k: layers.#.k_proj", "q: layers.#.q_proj")
+    assert found.named["q"] == 2
+    assert found.excluded == ("v: pool.value (no key beside it)",)
+
+
 def work(item: str) -> dict[str, Any]:
     if item == "crashes":
         os._exit(3)
@@ -174,7 +215,13 @@ def test_the_report_says_what_was_refused_and_why() -> None:
         "inputs": "derived",
         "attention": True,
         "sites": {"attention.query": 4},
-        "oracle": {"missing": ["v: h.#.v"], "mixer": [], "wrong": [], "unnamed": []},
+        "oracle": {
+            "missing": ["v: h.#.v"],
+            "mixer": [],
+            "wrong": [],
+            "unnamed": [],
+            "excluded": ["q: h.#.pool.q (no key beside it)"],
+        },
         "planned": "PlanError: no v",
         "sentence": "LoRA r=8 on q,v",
         "does_not_apply": [],
@@ -182,3 +229,4 @@ def test_the_report_says_what_was_refused_and_why() -> None:
     page = report([json.loads(json.dumps(row))], "torch")
     assert "| example | causal | 4 / 0 / 0 / 0 | 1 missing | refused by the plan | PlanError: no v |" in page
     assert "- example, missing: `v: h.#.v`" in page
+    assert "- example, excluded: `q: h.#.pool.q (no key beside it)`" in page
