@@ -91,11 +91,12 @@ def roles_by_name(parameter: str) -> frozenset[str]:
 
 def exclusion(parameter: str) -> str:
     """Returns why the words of a name that tell a role are not believed; "" where they are, or tell none."""
-    roles, known = _roles_of_words(parameter), _NONE.search(parameter.removesuffix(".weight"))
+    name = parameter.removesuffix(".weight")
+    roles, known = _roles_of_words(name), _NONE.search(name)
     if roles and known:
         return f"`{known[0]}` in its name: neither attention nor a feed-forward network of a block"
     # Whatever else has two layers, such as a head, stands in no list of blocks.
-    if roles & {"up", "down"} and not _IN_A_BLOCK.search(parameter):
+    if roles & {"up", "down"} and not _IN_A_BLOCK.search(name):
         return "in no list of blocks"
     return ""
 

@@ -10,7 +10,7 @@ from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import ATTENTION, argument, kind, tensors
 from peft_compiler.analysis.roles.fused_rows import RowProbe
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
-from peft_compiler.analysis.roles.nearest import ahead, behind, data_of
+from peft_compiler.analysis.roles.nearest import Behind, ahead, behind, data_of
 from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
 from peft_compiler.analysis.roles.residuals import Residual
 from peft_compiler.site import Role, Rows
@@ -98,12 +98,25 @@ def find_attentions(
             )
             for role, search in searches.items()
         }
+        if _weighs_states(flow, meeting, searches):
+            continue
         sources = _streams(flow, meeting.key, residuals)
         cross = sources.isdisjoint(_streams(flow, meeting.query, residuals))
         output = _output(flow, meeting.context, residuals)
         entry = _entry(flow, meeting, projections.get(Role.QUERY, ()), residuals)
         found.append(Attention(meeting, projections, output, entry, sources, cross))
     return tuple(found)
+
+
+def _weighs_states(flow: Dataflow, meeting: Meeting, searches: Mapping[Role, Behind]) -> bool:
+    """Whether an attention only weighs states, such as those of earlier layers, by learned queries.
+
+    Then no query is projected, and what lies behind its keys lies behind its values: whatever
+    made the states, which is no projection of this attention.
+    """
+    made = [set(searches[role].linears) for role in (Role.QUERY, Role.KEY, Role.VALUE)]
+    is_learned = meeting.query not in flow.taint.activations
+    return not made[0] and made[1] == made[2] and (bool(made[1]) or is_learned)
 
 
 def _meetings(flow: Dataflow) -> Iterator[Meeting]:

@@ -158,12 +158,13 @@ def _as_linear(node: fx.Node, left: fx.Node, right: fx.Node, taint: Taint) -> Li
     else:
         weight_first = left in taint.bases
     data, weight = (right, left) if weight_first else (left, right)
-    if weight not in taint.bases or len(fact(weight).shape) < 2 or _is_depthwise(node, weight):
+    if weight not in taint.bases or len(fact(weight).shape) < 2 or is_depthwise(node, weight):
         return None
     return Linear(node, data, weight, weight_first, _bias(node))
 
 
-def _is_depthwise(node: fx.Node, weight: fx.Node) -> bool:
+def is_depthwise(node: fx.Node, weight: fx.Node) -> bool:
+    """Whether `node` is a convolution that makes of each channel channels of its own."""
     groups = argument(node, 6, "groups") if kind(node) in CONVOLUTIONS else None
     return isinstance(groups, int) and groups > 1 and fact(weight).shape[1] == 1
 

@@ -8,7 +8,8 @@ from torch import Tensor, fx
 
 from peft_compiler.analysis.meta_mode import is_real_type
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import CREATIONS, SHAPES, kind, tensors
+from peft_compiler.analysis.ops import CONVOLUTIONS, CREATIONS, SHAPES, kind, tensors
+from peft_compiler.analysis.roles.linears import is_depthwise
 
 ELSEWHERE = -1.0
 """Marks elements that come from elsewhere than the probe."""
@@ -80,7 +81,23 @@ def _arrived(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins | None
     # Of two tensors, the larger element by element: computed like a sum.
     if kind(node) in _MAXIMA and len(tensors(node)) == 1:
         return _pooled(node, values)
+    if kind(node) in CONVOLUTIONS and is_depthwise(node, node.all_input_nodes[1]):
+        return _convolved(node, values)
     return _moved(node, values) if moves(node) else _computed(node, values)
+
+
+def _convolved(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
+    """Returns where the channels of a depthwise convolution come from, if their positions are all alike."""
+    shape, data = fact(node).shape, node.all_input_nodes[0]
+    positions = len(fact(node.all_input_nodes[1]).shape) - 2
+    firsts: list[Tensor] = []
+    for origin in values.get(data, ()):
+        first = origin[(..., *[slice(0, 1)] * positions)]
+        is_one_to_one = origin.shape[-positions - 1] == shape[-positions - 1]
+        if not is_one_to_one or not torch.equal(first.expand_as(origin), origin):
+            return ()
+        firsts.append(first.expand(shape))
+    return tuple(firsts)
 
 
 def _pooled(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:

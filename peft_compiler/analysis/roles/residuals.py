@@ -7,7 +7,7 @@ from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import ATTENTION, CASTS, CONVOLUTIONS, SHAPES, kind, tensors
-from peft_compiler.analysis.roles.linears import Dataflow
+from peft_compiler.analysis.roles.linears import Dataflow, is_depthwise
 
 # An add may join a stream that was already joined by others: attention and feed-forward in parallel.
 _LONGEST_SKIP_CHAIN = 4
@@ -98,6 +98,7 @@ def _leads_through_a_layer(flow: Dataflow, origin: fx.Node, value: fx.Node) -> b
 
 
 def _is_layer(flow: Dataflow, node: fx.Node) -> bool:
-    return (
-        node in flow.linears or node in flow.products or kind(node) in CONVOLUTIONS or kind(node) == ATTENTION
-    )
+    if node in flow.linears or node in flow.products or kind(node) == ATTENTION:
+        return True
+    # What a depthwise convolution alone makes of a value is its neighbours' share in it, as of keys.
+    return kind(node) in CONVOLUTIONS and not is_depthwise(node, tensors(node)[1])
