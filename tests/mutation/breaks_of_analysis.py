@@ -94,4 +94,11 @@ ANALYSIS = (
         "        gc.enable()",
         "analysis/test_garbage.py",
     ),
+    Mutant(
+        "streams that mix themselves are streams",
+        "analysis/roles/residuals.py",
+        "else _mixed_stream(flow, origin)",
+        "else None",
+        "architectures/test_hyper_connections.py",
+    ),
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import permutations
 
 from torch import fx
 
@@ -65,7 +66,21 @@ def _as_residual(
             origin = source_of(flow, stream)
             if _leads_through_a_layer(flow, origin, branch):
                 return Residual(add, skip, branch, origin)
-            stream = found[origin].skip if origin in found else None
+            stream = found[origin].skip if origin in found else _mixed_stream(flow, origin)
+    return None
+
+
+def _mixed_stream(flow: Dataflow, value: fx.Node) -> fx.Node | None:
+    """Returns the streams that `value` is a mixture of, where they tell themselves how; else None.
+
+    So do hyper-connections (Zhu et al. 2024, arXiv:2409.19606) keep several residual streams: a
+    product with a matrix that a layer makes of the streams mixes them before a branch is added.
+    """
+    for stream, weights in permutations(flow.products.get(value, ()), 2):
+        if fact(stream).shape == fact(value).shape:
+            origin = source_of(flow, stream)
+            if _leads_through_a_layer(flow, origin, weights):
+                return origin
     return None
 
 
