@@ -95,12 +95,14 @@ class Edge:
             its own, or None where the forward that adds does not see it.
         norm: Path, within the module whose forward adds, of the norm that the sum goes into and
             nothing else does, as in a block that normalises after each sub-layer; or None.
+        spread: Whether the op does not add the activation, but spreads it over several streams first.
     """
 
     anchor: Anchor
     operand: int
     source: Source | None = None
     norm: str | None = None
+    spread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

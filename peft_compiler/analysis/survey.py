@@ -107,7 +107,8 @@ class Survey:
     def of_joining(self, joining: Joining) -> Iterator[Found]:
         """Yields the edge on which a sub-layer's output enters an add."""
         operand = tensors(joining.add).index(joining.value)
-        place = Edge(_anchor(joining.add), operand, joining.source, joining.norm)
+        spread = kind(joining.add) != "add"
+        place = Edge(_anchor(joining.add), operand, joining.source, joining.norm, spread)
         width = fact(joining.value).shape[-1]
         evidence = (f"operand {operand} of {fact(joining.add).op} in {self._where(joining.add)}",)
         found = self._found(joining.role, joining.add, place, (width, width), evidence, cross=joining.cross)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from peft_compiler.errors import MethodError
-from peft_compiler.site import Core, Role, Site
+from peft_compiler.site import Core, Edge, Role, Site
 
 
 class Wiring(StrEnum):
@@ -142,6 +142,12 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
             yield f"{self.kind} attaches to {allowed}; this place is {site.role}"
         if isinstance(site.place, Core) and site.place.obstacle is not None:
             yield f"nothing can join this attention: {site.place.obstacle}"
+        reads_sum = self.attaches.get(site.role) is Wiring.AFTER_NORM
+        if reads_sum and isinstance(site.place, Edge) and site.place.spread:
+            yield (
+                "what the sub-layer gives is spread over several streams before it is added, so there is "
+                "no sum to read: take an adapter after it"
+            )
 
     def wiring(self, site: Site) -> Wiring:
         """Returns how a module built for `site` joins it."""

@@ -1,5 +1,6 @@
 """Hyper-connections: several residual streams mix themselves before a branch joins them."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -35,10 +36,29 @@ def test_a_branch_joins_mixed_streams() -> None:
     assert roles[Role.DOWN] == "down"
     [joins] = (site for site in sites if site.role is Role.FEED_FORWARD)
     assert isinstance(joins.place, Edge)
-    assert joins.place.anchor.op == "add"
+    # Before it is spread over the streams: an adapter reads what the branch gives, not each share of it.
+    assert joins.place.anchor.op == "unsqueeze"
 
 
 def test_adapters_join_with_the_branch() -> None:
     torch.manual_seed(0)
-    report = pc.verify(pc.compile(Layer().eval(), "adapters width=4 after FFN", example()))
+    model = Layer().eval()
+    tuned = pc.compile(model, "adapters width=4 after FFN", example())
+    report = pc.verify(tuned)
     assert report.ok, str(report)
+    inside: list[Tensor] = []
+    tuned.inserted.feed_forward_adapter.register_forward_pre_hook(lambda _, given: inside.append(given[0]))
+    tuned(example())
+    assert inside[0].shape == (2, 5, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("pfeiffer adapters width=4", "no sum to read: take an adapter"),
+        ("parallel adapters width=4", "the stream that the sub-layer leaves does not reach the Layer"),
+    ],
+)
+def test_what_needs_one_stream_is_refused(spec: str, problem: str) -> None:
+    with pytest.raises(pc.PlanError, match=problem):
+        pc.plan(Layer(), spec, example())

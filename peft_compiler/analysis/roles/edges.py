@@ -10,7 +10,7 @@ from peft_compiler.analysis.ops import kind
 from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.feed_forward import Branch
 from peft_compiler.analysis.roles.linears import Dataflow
-from peft_compiler.analysis.roles.nearest import behind
+from peft_compiler.analysis.roles.nearest import behind, data_of
 from peft_compiler.analysis.roles.residuals import Residual, active_operands, source_of
 from peft_compiler.analysis.roles.sources import find_norm_behind, find_stream
 from peft_compiler.site import Role, Source
@@ -21,7 +21,7 @@ class Joining:
     """A sub-layer's output on its way into an add.
 
     Attributes:
-        add: The op.
+        add: The op; where the output is spread over several streams first, the op that begins to.
         value: The operand that is the output.
         role: Of which kind of sub-layer.
         cross: Whether of cross-attention.
@@ -92,9 +92,20 @@ def _joinings(search: _Search, residual: Residual, add: fx.Node, value: fx.Node)
     end = _first_end(search, residual.floor, value)
     if end is None:
         return []
-    stream = find_stream(flow, add, residual.origin, value)
     norm = find_norm_behind(flow, add, search.norms)
-    return [Joining(add, value, end.role, end.cross, stream, norm, end.node)]
+    op, output = _before_streams(flow, add, value)
+    stream = find_stream(flow, op, residual.origin, output)
+    return [Joining(op, output, end.role, end.cross, stream, norm, end.node)]
+
+
+def _before_streams(flow: Dataflow, add: fx.Node, value: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Returns the op that takes a sub-layer's output, before weights spread it over several streams."""
+    factors = data_of(flow, value) if kind(value) == "mul" else ()
+    if len(factors) == 1 and kind(factors[0]) == "unsqueeze":
+        outputs = flow.active_inputs[factors[0]]
+        if len(outputs) == 1 and fact(outputs[0]).shape[-1] == fact(value).shape[-1]:
+            return factors[0], outputs[0]
+    return add, value
 
 
 def _first_end(search: _Search, floor: int, value: fx.Node) -> _End | None:
