@@ -26,6 +26,13 @@ def _kinds_of_layers(config: Any) -> list[str]:
     return ["dense", *["sparse"] * (_first(config, ("num_hidden_layers",), 1) - 1)]
 
 
+def _kinds_of_attention(config: Any) -> list[str]:
+    return ["full_attention"] * _first(config, ("num_hidden_layers",), 1)
+
+
+_IMAGE_WORDS = {"<image>": 4, "<|extra_200|>": 5, "<|visual token 000000|>": 6, "IMGIMGAZ": 7}
+"""A vocabulary with entries of its own for images, in the spellings of models that generate them."""
+
 _VALUES: dict[str, Callable[[Any], Any]] = {
     "vocab_size": lambda _: 1000,
     "pad_token_id": lambda _: 0,
@@ -48,6 +55,16 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "n_group": lambda _: 1,
     "topk_group": lambda _: 1,
     "mlp_layer_types": _kinds_of_layers,
+    "layer_types": _kinds_of_attention,
+    "indexer_n_heads": lambda _: 4,
+    "indexer_kv_heads": lambda _: 1,
+    "indexer_head_dim": _head_width,
+    "indexer_budget": lambda _: 16,
+    "indexer_compress_ratio": lambda _: 4,
+    "vocabulary_map": lambda _: dict(_IMAGE_WORDS),
+    "deepstack_layer_map": lambda _: [[-1, 0]],
+    "downsample_rate": lambda _: "1/2",
+    "dropout_rate": lambda _: 0.0,
     "clip_qkv": lambda _: 8.0,
 }
 """What a field that is None may be, from its config."""
@@ -59,6 +76,9 @@ def complete(config: Any) -> None:
         for name, value in _VALUES.items():
             if vars(each).get(name, 0) is None:
                 setattr(each, name, value(each))
+        for name, value in list(vars(each).items()):
+            if isinstance(value, tuple):  # which some classes join with a list
+                setattr(each, name, list(value))
         _divide_evenly(each)
         _rotate_evenly(each)
 
@@ -82,6 +102,8 @@ def _rotate_evenly(config: Any) -> None:
         return
     kinds = set(getattr(config, "layer_types", None) or ())
     nested = [value for value in rope.values() if isinstance(value, dict)]
+    if not rope:
+        nested = [{"rope_type": "default", "rope_theta": 10000.0}]
     if nested:
         for kind in kinds.difference(rope):
             rope[kind] = dict(nested[0])

@@ -17,6 +17,7 @@ from benchmarks.coverage.promises import kept_and_broken
 from benchmarks.coverage.sentences import Sentence, sentence_for
 from benchmarks.coverage.special_inputs import special_inputs
 from benchmarks.coverage.targets import Target
+from benchmarks.coverage.workers import OutOfTimeError
 from peft_compiler.analysis.capture import capture
 from peft_compiler.analysis.find_sites import sites_of
 from peft_compiler.planning import make_plan
@@ -37,6 +38,10 @@ def examine(target: Target, weights: bool = True) -> dict[str, Any]:
         sites = _on_meta(target, row)
         if sites is not None and weights:
             _with_weights(target, row, sentence_for(sites, row["oracle"]["named"]))
+    except OutOfTimeError as error:
+        # What was found without weights stays, if that was reached.
+        row["not_run_with_weights" if "runs_with_weights" in row else "error"] = told(error)
+        row["runs_with_weights"] = False
     except Exception as error:  # the class itself cannot be imported, say
         row["error"] = told(error)
     row["seconds"] = round(time.process_time() - started, 1)

@@ -141,11 +141,13 @@ def _with_missing_fields(target: Target, config: Any, device: str) -> nn.Module:
 
 
 def _likely_value(config: Any, field: str) -> Any:
-    """Returns what another config of the same model has for a field, else 0 for a token and None."""
+    """Returns what another config of the same model has for a field, 0 for tokens and dropout, or None."""
     values = (vars(each).get(field) for each in Config.of(config).configs)
     found = next((value for value in values if value is not None), None)
     if found is not None:
         return found
+    if "dropout" in field:
+        return 0.0
     return 0 if "token" in field else None
 
 

@@ -9,7 +9,8 @@ from peft_compiler.analysis.arguments import Config
 
 VOCABULARY = 512
 _WIDE, _WITHOUT_HEADS = 2048, 512
-_EXPERTS, _PATCHES = 8, 4
+_EXPERTS, _PATCHES, _FRAMES = 8, 4, 8
+_LARGE, _LARGE_PATCH = 256, 16
 
 _HEADS = re.compile(r"(^|_)(heads|n_head|nhead)$")
 # Few heads of another kind, which would keep all others from getting fewer: keys, and those of an index.
@@ -88,11 +89,28 @@ def _is_width(name: str) -> bool:
 
 
 def _shrink_images(config: Any) -> None:
-    image, patch = (getattr(config, name, None) for name in ("image_size", "patch_size"))
-    if isinstance(image, int) and isinstance(patch, int) and image > _PATCHES * patch:
-        config.image_size = _PATCHES * patch
-        if getattr(config, "image_embedding_size", None) == image // patch:
-            config.image_embedding_size = _PATCHES
+    patch = getattr(config, "patch_size", None)
+    for name in ("image_size", "crop_size"):
+        image = getattr(config, name, None)
+        if isinstance(image, int) and isinstance(patch, int) and image > _PATCHES * patch:
+            setattr(config, name, _PATCHES * patch)
+            if getattr(config, "image_embedding_size", None) == image // patch:
+                config.image_embedding_size = _PATCHES
+    for name in ("image_size", "backbone_feature_sizes"):
+        sizes = vars(config).get(name)
+        if isinstance(sizes, list) and _largest(sizes) >= _LARGE:
+            setattr(config, name, _divided(sizes))
+    for name in ("frames_per_clip", "num_frames"):
+        if getattr(config, name, 0) > _FRAMES:
+            setattr(config, name, _FRAMES)
+
+
+def _largest(sizes: Any) -> int:
+    return max(map(_largest, sizes)) if isinstance(sizes, list) else sizes
+
+
+def _divided(sizes: Any) -> Any:
+    return [*map(_divided, sizes)] if isinstance(sizes, list) else max(1, sizes // _LARGE_PATCH)
 
 
 def shrink_vocabulary(config: Any) -> None:

@@ -3,12 +3,20 @@
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+
+class OutOfTimeError(BaseException):
+    """The item has used its processor time; what is known of it by then can still be sent.
+
+    No `Exception`: what tries one way after another must not go on to the next.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,11 @@ def _result(worker: _Worker, limits: Limits) -> dict[str, Any] | str:
 def _within_limits(
     work: Callable[[str], dict[str, Any]], item: str, results: Connection, limits: Limits
 ) -> None:
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # which comes again every second
+        raise OutOfTimeError(f"more than {limits.processor_seconds} seconds of processor time")
+
+    signal.signal(signal.SIGXCPU, stop)
     resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 5))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     silence = os.open(os.devnull, os.O_WRONLY)

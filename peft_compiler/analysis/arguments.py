@@ -127,7 +127,7 @@ def _codes(config: Config, generator: torch.Generator) -> Tensor:
 
 def _images(config: Config, generator: torch.Generator) -> Tensor:
     channels = config.number(3, "num_channels", "in_channels", "in_chans")
-    size = config.find("image_size", "img_size", "input_size")
+    size = config.find("image_size", "img_size", "input_size", "crop_size")
     if isinstance(size, dict):
         size = (size.get("height", 224), size.get("width", 224))
     if not isinstance(size, (list, tuple)):

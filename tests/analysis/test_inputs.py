@@ -41,6 +41,23 @@ def test_every_required_argument_is_given() -> None:
     assert set(runs[0]) == {"src", "tgt"}
 
 
+class Watcher(nn.Module):
+    """Tells the size of its images as that of a crop."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PreTrainedConfig(crop_size=48)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return pixel_values
+
+
+def test_images_are_as_large_as_their_crop() -> None:
+    assert next(candidate_inputs(Watcher()))["pixel_values"].shape[-2:] == (48, 48)
+
+
 class Forecaster(nn.Module):
     """Tells an encoder and a decoder of times: what is to come is not required, as when generating."""
 

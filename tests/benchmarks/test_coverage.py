@@ -22,6 +22,7 @@ from transformers import (
     Swin2SRConfig,
 )
 
+from benchmarks.coverage.completing import complete
 from benchmarks.coverage.depth import DEPTH, cut
 from benchmarks.coverage.oracle import compare, exclusion, roles_by_name
 from benchmarks.coverage.report import report
@@ -29,7 +30,7 @@ from benchmarks.coverage.results import code_digest, read_rows
 from benchmarks.coverage.sentences import WHOLE, sentence_for
 from benchmarks.coverage.targets import all_targets
 from benchmarks.coverage.widths import VOCABULARY, shrink
-from benchmarks.coverage.workers import Limits, run_all
+from benchmarks.coverage.workers import Limits, OutOfTimeError, run_all
 from peft_compiler.analysis.capture import capture
 from tests.sites import attention
 
@@ -97,6 +98,16 @@ def test_a_cut_backbone_gives_out_states_of_layers_that_are_left() -> None:
     assert last.out_indices == [DEPTH]
 
 
+def test_a_config_is_completed_with_what_its_model_needs() -> None:
+    config = LlamaConfig(layer_types=None, vocabulary_map=None, indexer_budget=None, sizes=(3, 4))
+    config.rope_parameters = {}
+    complete(config)
+    assert config.layer_types == ["full_attention"] * config.num_hidden_layers
+    assert config.rope_parameters["full_attention"]["rope_type"] == "default"
+    assert config.vocabulary_map["<image>"] < config.vocab_size
+    assert (config.indexer_budget, config.sizes) == (16, [3, 4])
+
+
 def test_a_small_config_keeps_what_belongs_together() -> None:
     default, config = Qwen2VLConfig(), Qwen2VLConfig()
     shrink(config, images=True)
@@ -108,6 +119,15 @@ def test_a_small_config_keeps_what_belongs_together() -> None:
     tokens = [config.image_token_id, config.video_token_id]
     assert len(set(tokens)) == 2
     assert all(token < VOCABULARY for token in tokens)
+
+
+def test_images_of_every_tower_get_small_together() -> None:
+    config = LlamaConfig(image_size=[1024, 1024], backbone_feature_sizes=[[256, 256], [64, 64]])
+    shrink(config, images=True)
+    assert (config.image_size, config.backbone_feature_sizes) == ([64, 64], [[16, 16], [4, 4]])
+    video = LlamaConfig(crop_size=256, patch_size=16, frames_per_clip=64)
+    shrink(video, images=True)
+    assert (video.crop_size, video.frames_per_clip) == (64, 8)
 
 
 def test_heads_of_another_kind_do_not_keep_a_config_from_getting_small() -> None:
@@ -192,18 +212,24 @@ def work(item: str) -> dict[str, Any]:
     if item == "hangs":
         time.sleep(60)
     if item == "spins":
-        while True:
-            pass
+        try:
+            while True:
+                pass
+        except OutOfTimeError as error:
+            return {"item": str(error)}
+    if item == "spins in C":
+        sum(range(10**12))
     return {"item": item}
 
 
 def test_a_worker_that_ends_early_or_never_is_a_result_too() -> None:
     limits = Limits(processor_seconds=1, wall_seconds=8)
-    found = dict(run_all(work, ["fine", "crashes", "hangs", "spins"], 2, limits))
+    found = dict(run_all(work, ["fine", "crashes", "hangs", "spins", "spins in C"], 2, limits))
     assert found["fine"] == {"item": "fine"}
     assert "exit 3" in str(found["crashes"])
     assert "exit -9" in str(found["hangs"])
-    assert "exit -24" in str(found["spins"])
+    assert found["spins"] == {"item": "more than 1 seconds of processor time"}
+    assert "exit -9" in str(found["spins in C"])
 
 
 def test_the_report_says_what_was_refused_and_why() -> None:
