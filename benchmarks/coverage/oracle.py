@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from peft_compiler.analysis.module_graph import ModuleGraph
@@ -22,10 +22,18 @@ _SHORT = {
     Role.DOWN: "down",
 }
 
-_NONE = re.compile(
-    r"indexer|bottleneck|linear_attn|rel_logits|pooler|classifier|router|lm_head|predictions|pos_bias|rel_pos"
-    r"|shared_expert_gate|(mlp|moe|ffn)\.gate$|mamba|mixer|conv_module|hypernetworks|pointer|scoring"
-)
+_EXCLUDED = {
+    "part of no attention and no feed-forward layer: chooses keys or experts": (
+        r"indexer|router|shared_expert_gate|(mlp|moe|ffn)\.gate$"
+    ),
+    "part of a bottleneck or of a hypernetwork beside the layers": r"bottleneck|hypernetworks",
+    "linear attention, a state space or a convolution: a mixer": r"linear_attn|mamba|mixer|conv_module",
+    "makes biases of positions": r"rel_logits|pos_bias|rel_pos",
+    "part of a head": r"pooler|classifier|lm_head|predictions|pointer|scoring",
+}
+"""Reasons why names that would tell a role are left out, and what such names have in them."""
+_NO_KEY = "a query or a value with no key beside it: deformable attention, or scores of a head"
+_IN_NO_BLOCK = "two layers outside every list of blocks: a head or an embedding"
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 _IN_FEED_FORWARD = re.compile(r"(mlp|ffn|feed_forward|feedforward|experts?)", re.IGNORECASE)
 _ATTENTION = re.compile(r"att|cross|mha|EncDec|token_mixer", re.IGNORECASE)
@@ -86,22 +94,23 @@ _UP = _ends(
 
 def roles_by_name(parameter: str) -> frozenset[str]:
     """Returns the roles that a parameter's name tells, in short form; none where it tells nothing."""
-    return frozenset() if exclusion(parameter) else _roles_of_words(parameter)
+    return frozenset() if _reason_to_exclude(parameter) else _roles_told(parameter)
 
 
-def exclusion(parameter: str) -> str:
-    """Returns why the words of a name that tell a role are not believed; "" where they are, or tell none."""
-    name = parameter.removesuffix(".weight")
-    roles, known = _roles_of_words(name), _NONE.search(name)
-    if roles and known:
-        return f"`{known[0]}` in its name: neither attention nor a feed-forward network of a block"
+def _reason_to_exclude(parameter: str) -> str | None:
+    """Returns why a name that tells a role is not heard, or None where it is."""
+    name = re.sub(r"\.weight$", "", parameter)
+    roles = _roles_told(parameter)
+    if not roles:
+        return None
+    for reason, pattern in _EXCLUDED.items():
+        if re.search(pattern, name):
+            return reason
     # Whatever else has two layers, such as a head, stands in no list of blocks.
-    if roles & {"up", "down"} and not _IN_A_BLOCK.search(name):
-        return "in no list of blocks"
-    return ""
+    return _IN_NO_BLOCK if roles <= {"up", "down"} and not _IN_A_BLOCK.search(name) else None
 
 
-def _roles_of_words(parameter: str) -> frozenset[str]:
+def _roles_told(parameter: str) -> frozenset[str]:
     name = re.sub(r"\.weight$", "", parameter)
     for roles, pattern in _FUSED.items():
         if pattern.search(name):
@@ -133,7 +142,7 @@ class Comparison:
         mixer: "role: name" of those that are projections of a mixer: linear attention shares the names.
         wrong: "role: name, by name other role" of what only the sites give it, where the name tells another.
         unnamed: "role: name" of what only the sites give it, where the name tells nothing.
-        excluded: "role: name (reason)" of what words of a name tell and sites do not, but is not counted.
+        excluded: "role: name: reason" of what a name tells and the comparison leaves out.
     """
 
     named: Mapping[str, int]
@@ -142,7 +151,7 @@ class Comparison:
     mixer: tuple[str, ...]
     wrong: tuple[str, ...]
     unnamed: tuple[str, ...]
-    excluded: tuple[str, ...] = ()
+    excluded: tuple[str, ...]
 
 
 def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
@@ -160,7 +169,13 @@ def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
                 mixers.add(first)
     lacking = [(role, name) for role in COMPARED for name in named[role] - found[role]]
     linear_attention = [(role, name) for role, name in lacking if role in "qkvo" and name in mixers]
-    only_found = [(role, name) for role in COMPARED for name in found[role] - named[role]]
+    # A value with no key beside it may be found all the same, and as what its name tells.
+    only_found = [
+        (role, name)
+        for role in COMPARED
+        for name in found[role] - named[role]
+        if role not in roles_by_name(name)
+    ]
     return Comparison(
         named={role: len(named[role]) for role in COMPARED},
         found={role: len(found[role]) for role in COMPARED},
@@ -169,23 +184,11 @@ def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
         wrong=_told(
             f"{role}: {_bare(name)}, by name {'/'.join(sorted(roles_by_name(name)))}"
             for role, name in only_found
-            if roles_by_name(name) and role not in roles_by_name(name)
+            if roles_by_name(name)
         ),
         unnamed=_told(f"{role}: {_bare(name)}" for role, name in only_found if not roles_by_name(name)),
-        excluded=_told(
-            f"{role}: {_bare(name)} ({reason})"
-            for name in set(used.values())
-            for role, reason in _excluded(name, named)
-            if name not in found[role]
-        ),
+        excluded=_told(_excluded(set(used.values()), named, found)),
     )
-
-
-def _excluded(name: str, named: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """Yields the roles that the words of a name tell and that are not counted, and why."""
-    for role in _roles_of_words(name):
-        if name not in named[role]:
-            yield role, exclusion(name) or "no key beside it"
 
 
 def _named(names: set[str]) -> dict[str, set[str]]:
@@ -203,9 +206,17 @@ def _named(names: set[str]) -> dict[str, set[str]]:
     return named
 
 
+def _excluded(names: set[str], named: Mapping[str, set[str]], found: Mapping[str, set[str]]) -> Iterable[str]:
+    """Yields what names tell and nothing bears out, with the reason why it does not count as missing."""
+    for name in names:
+        reason = _reason_to_exclude(name) or _NO_KEY
+        for role in _roles_told(name):
+            if name not in named[role] | found[role]:
+                yield f"{role}: {_bare(name)}: {reason}"
+
+
 def _around(name: str) -> str:
-    # Of all layers at once: one that shares the keys of another has none of its own.
-    return re.sub(r"(\.(linear|conv1d))?(\.weight)?$", "", _bare(name)).rpartition(".")[0]
+    return re.sub(r"(\.(linear|conv1d))?(\.weight)?$", "", name).rpartition(".")[0]
 
 
 def _used(graph: ModuleGraph) -> dict[str, str]:

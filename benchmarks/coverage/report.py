@@ -1,9 +1,11 @@
 """The rows as a page for people: totals, one line a type, and what was refused and why."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from benchmarks.coverage.explained import EXPLAINED
 from benchmarks.coverage.sentences import WHOLE
 from benchmarks.coverage.targets import LANGUAGE
 
@@ -36,14 +38,13 @@ def report(rows: Iterable[Row], versions: str) -> str:
         "",
         "## Where names and dataflow differ",
         "",
-        *_differences(rows, ("wrong", "missing", "mixer")),
+        *_differences(rows),
         "",
-        "## What names tell and is not counted",
+        "## What the comparison leaves out",
         "",
-        "Words of these names tell a role that dataflow does not find. They are not believed, for the reason",
-        "given.",
+        "What names tell, no site bears out, and does not count as missing; layer numbers left out.",
         "",
-        *_differences(rows, ("excluded",)),
+        *_exclusions(rows),
     ]
     return "\n".join(parts) + "\n"
 
@@ -148,12 +149,28 @@ def _plain(text: str) -> str:
     return shown + ("…" if len(without_address) > _LONGEST_REASON else "")
 
 
-def _differences(rows: list[Row], kinds: Iterable[str]) -> list[str]:
+def _differences(rows: list[Row]) -> list[str]:
     lines: list[str] = []
     for row in rows:
-        for what in kinds:
+        for what in ("wrong", "missing", "mixer"):
             if row.get("oracle", {}).get(what):
                 lines.append(
                     f"- {row['type']}, {what}: " + "; ".join(f"`{each}`" for each in row["oracle"][what])
                 )
+        if "oracle" in row and not roles_agree(row):
+            lines.append(f"  - {EXPLAINED.get(row['type'], 'not explained')}")
     return lines or ["Nowhere."]
+
+
+def _exclusions(rows: list[Row]) -> list[str]:
+    """Returns one line for each reason, with the types and the names that it leaves out."""
+    by_reason: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
+    for row in rows:
+        for line in row.get("oracle", {}).get("excluded", ()):
+            role, name, reason = line.split(": ", 2)
+            by_reason[reason].setdefault(row["type"], []).append(f"`{role}: {name}`")
+    lines: list[str] = []
+    for reason, types in sorted(by_reason.items()):
+        lines += [f"- {reason} ({len(types)} types)"]
+        lines += [f"  - {kind}: {'; '.join(names)}" for kind, names in types.items()]
+    return lines or ["Nothing."]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional
 from transformers import (
     BambaConfig,
     Dinov2Config,
@@ -24,7 +25,7 @@ from transformers import (
 
 from benchmarks.coverage.completing import complete
 from benchmarks.coverage.depth import DEPTH, cut
-from benchmarks.coverage.oracle import compare, exclusion, roles_by_name
+from benchmarks.coverage.oracle import compare, roles_by_name
 from benchmarks.coverage.report import report
 from benchmarks.coverage.results import code_digest, read_rows
 from benchmarks.coverage.sentences import WHOLE, sentence_for
@@ -32,6 +33,7 @@ from benchmarks.coverage.targets import all_targets
 from benchmarks.coverage.widths import VOCABULARY, shrink
 from benchmarks.coverage.workers import Limits, OutOfTimeError, run_all
 from peft_compiler.analysis.capture import capture
+from peft_compiler.analysis.find_sites import sites_of
 from tests.sites import attention
 
 ROOT = Path(__file__).parents[2]
@@ -168,44 +170,6 @@ def test_names_tell_roles(name: str, roles: set[str]) -> None:
     assert roles_by_name(name) == roles
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        (
-            "layers.0.self_attn.indexer.k_proj.weight",
-            "`indexer` in its name: neither attention",
-        ),
-        ("head.mlp.fc1.weight", "in no list of blocks"),
-        ("layers.0.mlp.fc1.weight", ""),
-        ("layers.0.norm.weight", ""),
-    ],
-)
-def test_a_name_that_is_not_believed_says_why(name: str, reason: str) -> None:
-    assert exclusion(name).startswith(reason)
-    assert bool(exclusion(name)) == bool(reason)
-
-
-class SharesKeys(nn.Module):
-    """Its second layer has queries only; what is called the value of a pool has no key at all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        linears = [{"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 4)}, {"q_proj": nn.Linear(4, 4)}]
-        self.layers = nn.ModuleList(map(nn.ModuleDict, linears))
-        self.pool = nn.ModuleDict({"value": nn.Linear(4, 4)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = self.layers
-        return first["q_proj"](first["k_proj"](second["q_proj"](self.pool["value"](x))))
-
-
-def test_every_exclusion_is_told() -> None:
-    found = compare(capture(SharesKeys(), {"x": torch.ones(2, 4)}), [])
-    assert found.missing == ("k: layers.#.k_proj", "q: layers.#.q_proj")
-    assert found.named["q"] == 2
-    assert found.excluded == ("v: pool.value (no key beside it)",)
-
-
 def work(item: str) -> dict[str, Any]:
     if item == "crashes":
         os._exit(3)
@@ -246,7 +210,7 @@ def test_the_report_says_what_was_refused_and_why() -> None:
             "mixer": [],
             "wrong": [],
             "unnamed": [],
-            "excluded": ["q: h.#.pool.q (no key beside it)"],
+            "excluded": ["up: head.fc1: part of a head"],
         },
         "planned": "PlanError: no v",
         "sentence": "LoRA r=8 on q,v",
@@ -254,5 +218,33 @@ def test_the_report_says_what_was_refused_and_why() -> None:
     }
     page = report([json.loads(json.dumps(row))], "torch")
     assert "| example | causal | 4 / 0 / 0 / 0 | 1 missing | refused by the plan | PlanError: no v |" in page
-    assert "- example, missing: `v: h.#.v`" in page
-    assert "- example, excluded: `q: h.#.pool.q (no key beside it)`" in page
+    assert "- example, missing: `v: h.#.v`\n  - not explained\n" in page
+    assert "- part of a head (1 types)\n  - example: `up: head.fc1`\n" in page
+
+
+class Deformable(nn.Module):
+    """Layers with a value and no key, beside an attention whose parts lie one deeper, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        part = {name: nn.ModuleDict({"linear": nn.Linear(8, 8)}) for name in ("q_proj", "k_proj", "v_proj")}
+        self.layers = nn.ModuleList([nn.ModuleDict({"attn": nn.ModuleDict(part)})])
+        self.deformable = nn.ModuleDict({"value_proj": nn.Linear(8, 8)})
+        self.mask_head = nn.ModuleDict({"fc1": nn.Linear(8, 8)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part["linear"](x) for part in self.layers[0]["attn"].values())
+        x = x + functional.scaled_dot_product_attention(q, k, v)
+        return self.mask_head["fc1"](self.deformable["value_proj"](x))
+
+
+def test_what_is_left_out_is_named_with_its_reason() -> None:
+    graph = capture(Deformable(), torch.ones(2, 3, 8))
+    compared = compare(graph, sites_of(graph))
+    assert (compared.missing, compared.wrong) == ((), ())
+    assert [compared.named[role] for role in "qkv"] == [1, 1, 1]
+    assert compared.excluded == (
+        "up: mask_head.fc1: two layers outside every list of blocks: a head or an embedding",
+        "v: deformable.value_proj: a query or a value with no key beside it: deformable attention, or scores "
+        "of a head",
+    )
