@@ -7,8 +7,8 @@ _CONVOLVED = (
 )
 _NO_PRODUCT = "no softmax over all keys: attention is approximated by blocks or hashes, so no role is claimed"
 _NOT_ROTATED = (
-    "open: `kv_a_proj_with_mqa` is found as key but in one layer, for the part of keys that goes around "
-    "`kv_b_proj`"
+    "names mislead: in a layer without rotary positions, no part of the keys goes from `kv_a_proj_with_mqa` "
+    "around `kv_b_proj`"
 )
 _INSIDE = (
     "open: experts between a projection into a narrower stream and one out of it; a branch is searched "

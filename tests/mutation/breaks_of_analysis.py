@@ -101,4 +101,11 @@ ANALYSIS = (
         "else None",
         "architectures/test_hyper_connections.py",
     ),
+    Mutant(
+        "the next sub-layer is no output of attention",
+        "analysis/roles/attention.py",
+        "if len(alike) == 1 else None",
+        "if alike else None",
+        "analysis/roles/test_attention.py::test_linears_that_read_attention_alike_are_no_output",
+    ),
 )

@@ -229,7 +229,11 @@ def _streams(flow: Dataflow, value: fx.Node, residuals: Mapping[fx.Node, Residua
 
 
 def _output(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residual]) -> Linear | None:
-    """Returns the first linear after an attention, unless the result joins the stream before."""
+    """Returns the first linear after an attention, unless the result joins the stream before.
+
+    What several linears read alike is a state of its own, as a mean over layers that is
+    taken by attention: they are the next sub-layer, and none of them is the output.
+    """
 
     def is_end(user: fx.Node, operand: fx.Node) -> bool:
         joins = user in residuals and residuals[user].branch is operand
@@ -239,10 +243,10 @@ def _output(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residu
     if not found:
         return None
     nearest = min(found.values())
-    first = min(
-        (node for node in found if found[node] <= nearest + _SLACK), key=lambda node: fact(node).order
-    )
-    return flow.linears[first]
+    near = [node for node in found if found[node] <= nearest + _SLACK]
+    first = flow.linears[min(near, key=lambda node: fact(node).order)]
+    alike = [node for node in near if flow.linears[node].data is first.data]
+    return first if len(alike) == 1 else None
 
 
 def _entry(

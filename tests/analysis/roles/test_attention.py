@@ -199,3 +199,16 @@ def test_layers_are_counted_through_all_stacks_of_a_tower() -> None:
         ("stages.1.0", Tower.TEXT, 2),
         ("stages.1.1", Tower.TEXT, 3),
     ]
+
+
+class WithoutOutput(Attends):
+    """What attention gives is read by two linears alike: by the next sub-layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(self.heads(self.a(x)), self.heads(self.b(x)), self.heads(x))
+        state = mixed.transpose(1, 2).flatten(2)
+        return x + self.c(state) * self.d(state).sigmoid()
+
+
+def test_linears_that_read_attention_alike_are_no_output() -> None:
+    assert Role.ATTENTION_OUTPUT not in by_role(WithoutOutput(), torch.randn(2, 5, HIDDEN))
