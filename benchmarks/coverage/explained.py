@@ -33,8 +33,8 @@ EXPLAINED: Mapping[str, str] = {
         "MLPs mix tokens or project groups"
     ),
     "higgs_audio_v2": "open: two MLPs add in place, each to tokens of its kind; the second one is not found",
-    "inkling2": f"{_CONVOLVED}; `q_proj` is then taken for what follows an attention",
-    "inkling2_text": f"{_CONVOLVED}; `q_proj` is then taken for what follows an attention",
+    "inkling2": _CONVOLVED,
+    "inkling2_text": _CONVOLVED,
     "inkling_mm_model": _CONVOLVED,
     "inkling_text": _CONVOLVED,
     "mistral_large4": _NOT_ROTATED,
