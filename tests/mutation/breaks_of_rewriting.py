@@ -41,8 +41,8 @@ REWRITING = (
     Mutant(
         "a parallel adapter reads the stream, before any norm",
         "analysis/roles/edges.py",
-        "find_stream(flow, add, residual.origin, value)",
-        "find_stream(flow, add, value, value)",
+        "find_stream(flow, op, residual.origin, output)",
+        "find_stream(flow, op, output, output)",
         "methods/test_adapters.py::test_a_parallel_adapter_reads_the_stream_before_the_norm_of_its_sub_layer",
     ),
     Mutant(
