@@ -55,6 +55,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
+def memory_of(tensor: Tensor) -> int:
+    """Returns what is equal for tensors that share their memory."""
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except NotImplementedError:  # sparse tensors, and those within vmap, have none that others could share
+        return id(tensor)
+
+
 def _gather(value: Any, found: list[Tensor]) -> None:
     # Called for every op, often: this is several times faster than torch's walk through any object.
     if isinstance(value, Tensor):

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
-from peft_compiler.analysis.meta_mode import READS, MetaFloats, made_up_answer, tensors_in
+from peft_compiler.analysis.meta_mode import READS, MetaFloats, made_up_answer, memory_of, tensors_in
 from peft_compiler.analysis.module_graph import Call, Fact, fact
 from peft_compiler.analysis.repeats import Repeats
 from peft_compiler.frames import OPENED, call_chain, op_name
@@ -104,7 +104,7 @@ class Recorder(TorchFunctionMode):
             if names:
                 self.parameters[node] = names
             return node
-        written = self._last_writes.get(_memory(tensor))
+        written = self._last_writes.get(memory_of(tensor))
         if written is not None and fact(written).order > fact(node).order:
             return self._note_write(tensor, node, written)
         return node
@@ -156,7 +156,7 @@ class Recorder(TorchFunctionMode):
         for tensor, before in stale:
             self._note_write(tensor, before, node)
         for tensor in written:
-            self._last_writes[_memory(tensor)] = self._nodes[id(tensor)]
+            self._last_writes[memory_of(tensor)] = self._nodes[id(tensor)]
         return out
 
     def _add_outputs(self, node: fx.Node, result: Any) -> None:
@@ -172,11 +172,3 @@ class Recorder(TorchFunctionMode):
         occurrence = counts[frames, op]
         counts[frames, op] += 1
         return Anchor(frames, op, occurrence)
-
-
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
-    except NotImplementedError:
-        # Sparse tensors, and those within vmap, have no memory that others could share.
-        return id(tensor)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
-from peft_compiler.analysis.meta_mode import MetaFloats, tensors_in
+from peft_compiler.analysis.meta_mode import MetaFloats, memory_of, tensors_in
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
 _SEQUENCES = frozenset({tuple, list, torch.Size})
@@ -24,7 +24,7 @@ _CONSTANTS = frozenset(
 )  # fmt: skip
 
 
-class _Unlike(Exception):  # noqa: N818
+class _Unlike(Exception):  # noqa: N818  (a signal, not an error)
     """An operand is like no other: an object of which only Python knows what it does."""
 
 
@@ -116,15 +116,11 @@ def _described(value: Any) -> Hashable:
 
 def _result(out: Any, operands: Sequence[Tensor]) -> _Made | _Viewed | None:
     """Returns what is to be known of a result; None where it has to be computed again."""
-    memories = {_memory(operand) for operand in operands}
+    memories = {memory_of(operand) for operand in operands}
     found = tensors_in(out)
-    if all(tensor.is_meta for tensor in (*operands, *found)) and memories.issuperset(map(_memory, found)):
+    if all(tensor.is_meta for tensor in (*operands, *found)) and memories.issuperset(map(memory_of, found)):
         return _Viewed()
     if type(out) is not Tensor or not out.is_meta or out.layout is not torch.strided:
         return None
-    is_new = not (out.is_conj() or out.is_neg() or _memory(out) in memories)
+    is_new = not (out.is_conj() or out.is_neg() or memory_of(out) in memories)
     return _Made(out.shape, out.stride(), out.dtype) if is_new else None
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

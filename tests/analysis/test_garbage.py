@@ -24,5 +24,5 @@ def test_it_is_off_within_and_as_before_after(was_on: bool) -> None:
 
 def test_an_error_leaves_it_as_it_was(was_on: bool) -> None:
     with pytest.raises(ZeroDivisionError), no_garbage():
-        1 / 0  # noqa: B018
+        1 / 0  # noqa: B018  (for its error)
     assert gc.isenabled() is was_on

@@ -16,7 +16,7 @@ def find_source(flow: Dataflow, op: fx.Node, entry: Linear, width: int) -> tuple
     """Returns where the data of `entry`, the first projection of a sub-layer, can be had beside `op`; and it.
 
     That is the module or op, in the forward that holds `op`, by which the data enters the
-    sub-layer; or `op` itself, where it adds the sub-layer to what that is computed from. None
+    sub-layer; or `op` itself, where it takes the data too, as an attention whose keys are its input. None
     where that forward does not see the data, or sees it in another width than is expected.
     """
     within = fact(op).module
