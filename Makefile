@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 ADAPTERS := .venv-adapters
 EXCHANGED := build/adapters_oracle
 
-.PHONY: demo demo-smollm2 test mutants bench coverage adapters-oracle methods clean
+.PHONY: demo demo-smollm2 test mutants bench coverage citizen adapters-oracle methods clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.encoder ## fine-tune a real encoder on real sentences
@@ -31,6 +31,9 @@ bench: $(VENV)/.installed ## CPU time against the frozen base and peft, and of f
 
 coverage: $(VENV)/.installed ## every model type of transformers; resumes where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
+
+citizen: $(VENV)/.installed ## every method in every respect of PyTorch and transformers; about an hour, resumes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.citizen
 
 # The adapters library is tied to an older transformers: it runs in an environment of its own, and leaves files.
 adapters-oracle: $(VENV)/.installed $(ADAPTERS)/.installed ## compare with the adapters library; many minutes

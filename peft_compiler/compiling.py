@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from peft_compiler.analysis.capture import capture
 from peft_compiler.analysis.find_sites import sites_of
 from peft_compiler.analysis.module_graph import ModuleGraph
-from peft_compiler.errors import PlanError
+from peft_compiler.errors import CaptureError, PlanError
 from peft_compiler.lowering.compilation import is_compiled
 from peft_compiler.lowering.lower import AnyModule, lower
 from peft_compiler.plan import Plan
@@ -20,6 +21,8 @@ from peft_compiler.spec.read import read_spec
 
 Source = Spec | Mapping[str, Any] | Path | str
 """A spec, a dict, the path of a file, or a sentence."""
+
+_NAMELESS = (Parameter.VAR_POSITIONAL, Parameter.POSITIONAL_ONLY)
 
 
 def compile(
@@ -86,5 +89,19 @@ def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
 
 
 def _by_keyword(model: nn.Module, graph: ModuleGraph) -> Mapping[str, Any]:
+    """Returns the example by the names of its arguments, as a compiled model keeps it.
+
+    Raises:
+        CaptureError: If an argument has no name.
+    """
     args, kwargs = graph.example
-    return inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    kinds = {name: bound.signature.parameters[name].kind for name in bound.arguments}
+    nameless = [name for name, kind in kinds.items() if kind in _NAMELESS]
+    if nameless:
+        raise CaptureError(
+            f"the forward of {type(model).__name__} takes '{nameless[0]}' by position only; "
+            "pass example_inputs as a dict to a forward that takes them by name"
+        )
+    named = {name: value for name, value in bound.arguments.items() if kinds[name] != Parameter.VAR_KEYWORD}
+    return {**named, **bound.kwargs}

@@ -250,3 +250,36 @@ def test_fused_rows_outside_q_and_v_get_exactly_nothing() -> None:
     assert torch.count_nonzero(k) == 0
     assert torch.count_nonzero(q) > 0
     assert torch.count_nonzero(v) > 0
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **inputs: Any) -> Tensor:
+        return main_output(self.inner(**inputs))
+
+
+class ByPosition(Wrapper):
+    def forward(self, *inputs: Any) -> Tensor:
+        return main_output(self.inner(*inputs))
+
+
+@pytest.mark.parametrize("spec", [SENTENCE, "prompt length=3"])
+def test_a_forward_that_passes_on_what_it_is_given_is_compiled(spec: str) -> None:
+    inputs = zoo.inputs("llama")
+    tuned, inner = compile(Wrapper(zoo.build("llama")), spec, inputs), compile(zoo.build("llama"), spec)
+    for model in (tuned, inner):
+        stir(model)
+    with torch.no_grad():
+        assert torch.equal(tuned(**inputs), main_output(inner(**inputs)))
+
+
+def test_arguments_without_names_are_refused() -> None:
+    with pytest.raises(CaptureError) as error:
+        compile(ByPosition(zoo.build("llama")), SENTENCE, (zoo.inputs("llama")["input_ids"],))
+    assert str(error.value) == (
+        "the forward of ByPosition takes 'inputs' by position only; "
+        "pass example_inputs as a dict to a forward that takes them by name"
+    )

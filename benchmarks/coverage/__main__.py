@@ -15,13 +15,14 @@ import transformers
 
 from benchmarks.coverage.examine import examine
 from benchmarks.coverage.report import outcome, report
-from benchmarks.coverage.results import code_digest, read_rows, write_rows
+from benchmarks.coverage.results import digest_of, read_rows, write_rows
 from benchmarks.coverage.targets import Target, all_targets
 from benchmarks.coverage.workers import Limits, run_all
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.jsonl"
 REPORT = FOLDER.with_suffix(".md")
+CODE = "peft_compiler", "benchmarks/coverage"
 
 
 def main() -> None:
@@ -34,7 +35,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is known already")
     parser.add_argument("--without-weights", action="store_true", help="stop when the sentence is planned")
     arguments = parser.parse_args()
-    rows, targets, code = read_rows(arguments.results), all_targets(), code_digest()
+    rows, targets, code = (
+        read_rows(arguments.results),
+        all_targets(),
+        digest_of(*CODE),
+    )
     wanted = [
         name
         for name in arguments.types or targets

@@ -21,10 +21,10 @@ def write_rows(file: Path, rows: dict[str, dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(rows[name]) + "\n" for name in sorted(rows)))
 
 
-def code_digest() -> str:
-    """Returns what changes with the package or this benchmark: rows of other code are stale."""
+def digest_of(*folders: str) -> str:
+    """Returns what changes with the code in these folders of the project: rows of other code are stale."""
     digest = hashlib.sha256()
-    for folder in (_ROOT / "peft_compiler", Path(__file__).parent):
-        for source in sorted(folder.rglob("*.py")):
+    for folder in folders:
+        for source in sorted((_ROOT / folder).rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
