@@ -9,6 +9,20 @@ from peft_compiler.site import Anchor, Core, Input, Place, Projection, Whole
 
 
 @dataclass(frozen=True, slots=True)
+class Front:
+    """The tokens of a tower, which prompts are put in front of.
+
+    Attributes:
+        input: The tokens.
+        hidden: Positions of prompts that a cache of the tower hides when the call comes to these: their
+            own, and those of the prompts that stand before them.
+    """
+
+    input: Input
+    hidden: int
+
+
+@dataclass(frozen=True, slots=True)
 class States:
     """The states that a module returns, of which those of prompts are to be dropped.
 
@@ -115,12 +129,12 @@ class Edit:
 
     name: str
     wiring: Wiring
-    place: Place | States | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
+    place: Place | Front | States | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
 
     @property
     def of_call(self) -> bool:
         """Whether it changes what the host is called with and what it returns, by name."""
-        return isinstance(self.place, Input | States | Reader | Members | Batch | TwoRuns | Witness)
+        return isinstance(self.place, Input | Front | States | Reader | Members | Batch | TwoRuns | Witness)
 
     @property
     def around(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Batch, Edit, Lookup, Members, Reader, States
+from peft_compiler.lowering.edit import Batch, Edit, Front, Lookup, Members, Reader, States
 from peft_compiler.lowering.emit import ITSELF
 from peft_compiler.lowering.ensembles import answered, apart, repeated, side_by_side
 from peft_compiler.lowering.prompted_input import (
@@ -57,8 +57,8 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
             yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument, bool(place.readers)))
     for insertion, prompts in insertions:
         wiring, name = insertion.wiring, insertion.name
+        yield site.path, Edit(name, wiring, Front(place, behind))
         behind -= prompts.shape[-2]
-        yield site.path, Edit(name, wiring, place)
         if EMBEDDINGS not in inspect.signature(host.forward).parameters:
             table = place.table.rpartition(".")[0]
             yield site.path, Edit(name, wiring, Lookup(table, place.anchor, behind))
@@ -94,7 +94,7 @@ def open_graph(original: type[nn.Module], forward: Callable[..., Any]) -> Graph:
 def join_input(graph: Graph, edit: Edit, inserted: Callable[[], Node]) -> None:
     """Makes one of the edits of `edits_of`; `inserted` adds a call of the inserted module to the graph."""
     match edit.place:
-        case Input():
+        case Front():
             _extend_call(graph, edit.place, inserted)
         case Members():
             _join_answers(graph, edit.place)
@@ -116,12 +116,12 @@ def _host(graph: Graph) -> Node:
     return next(node for node in graph.nodes if node.meta.get("host"))
 
 
-def _extend_call(graph: Graph, place: Input, inserted: Callable[[], Node]) -> None:
+def _extend_call(graph: Graph, place: Front, inserted: Callable[[], Node]) -> None:
     """Calls the host with prompts in front of its tokens."""
     host = _host(graph)
     itself, arguments = host.args
-    table = place.table.rpartition(".")[0]
-    settings = (place.argument, table, host.meta["takes_embeddings"])
+    table = place.input.table.rpartition(".")[0]
+    settings = (place.input.argument, table, host.meta["takes_embeddings"], place.hidden)
     with graph.inserting_before(host):
         prompts = inserted()
         longer = graph.call_function(extended, (itself, prompts, arguments, *settings))

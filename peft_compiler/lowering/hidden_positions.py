@@ -32,6 +32,19 @@ class HidesPositions:
         longest: int = super().get_max_length(*args, **kwargs)  # pyright: ignore
         return longest if longest < 0 else longest - self.room
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds keys and values, and returns them all.
+
+        Raises:
+            LoweringError: If a model without prompts is given what one with prompts filled.
+        """
+        if self.hidden:
+            raise LoweringError(
+                f"a cache was filled with {self.hidden} positions of a prompt, where this model has none; "
+                "go on with the model that filled it, or start with an empty one"
+            )
+        return super().update(*args, **kwargs)  # pyright: ignore
+
     def reset(self) -> None:
         """Empties the cache."""
         super().reset()  # pyright: ignore
@@ -63,12 +76,18 @@ def is_empty(cache: Any) -> bool:
     return not any(any(layer.has_previous_state.values()) for layer in cache.layers)
 
 
-def show(cache: Any, length: int) -> None:
-    """Lets a cache that is not empty tell `length` of the positions that it hides."""
-    hidden = getattr(cache, "hidden", 0)
-    if hidden < length:
+def show(cache: Any, length: int, hidden: int) -> None:
+    """Lets a cache that is not empty tell `length` of the `hidden` positions that it hides.
+
+    Raises:
+        LoweringError: If it hides another number: another model filled it. It is left as it was.
+    """
+    found = getattr(cache, "hidden", 0)
+    if found != hidden:
+        filled = f"with {found} positions" if found else "without the positions"
         raise LoweringError(
-            f"a cache was filled without the {length} positions of the prompt; start with an empty one"
+            f"a cache was filled {filled} of a prompt, where this model has {hidden}; "
+            "go on with the model that filled it, or start with an empty one"
         )
     cache.hidden = hidden - length
 

@@ -38,7 +38,13 @@ def by_name(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Arguments) ->
 
 
 def extended(
-    module: nn.Module, prompts: Tensor, arguments: Arguments, tokens: str, table: str, takes_embeddings: bool
+    module: nn.Module,
+    prompts: Tensor,
+    arguments: Arguments,
+    tokens: str,
+    table: str,
+    takes_embeddings: bool,
+    hidden: int,
 ) -> Arguments:
     """Returns the arguments of a call whose sequence starts with `prompts`, of shape (n, d).
 
@@ -52,13 +58,15 @@ def extended(
         table: Name of the module below that looks tokens up.
         takes_embeddings: Whether embeddings can take the place of tokens. If not, any tokens
             do instead: their embeddings will be exchanged where they are looked up.
+        hidden: Positions that a cache hides, if all is well: those of these prompts, and of the
+            prompts that will stand before them.
     """
     length, cache = prompts.shape[-2], cache_in(arguments)
     first = is_empty(cache)
     if first:
         make_room(cache, length, getattr(getattr(module, "config", None), "sliding_window", None))
     else:
-        show(cache, length)
+        show(cache, length, hidden)
     changed: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None:

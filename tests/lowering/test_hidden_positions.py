@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from peft_compiler.compiling import compile
 from peft_compiler.errors import LoweringError
 from tests import zoo
 from tests.lowering.test_extend_input import prompted
@@ -30,15 +31,36 @@ def test_a_fixed_cache_is_used_again_once_it_was_reset() -> None:
         assert torch.equal(tuned(input_ids=ids, past_key_values=cache).logits, first)
 
 
-def test_a_cache_of_the_base_is_refused() -> None:
-    base, tuned, _ = prompted("llama")
-    ids = zoo.inputs("llama")["input_ids"]
-    cache = base(input_ids=ids, use_cache=True).past_key_values
-    with pytest.raises(
-        LoweringError,
-        match="a cache was filled without the 3 positions of the prompt; start with an empty one",
-    ):
-        tuned(input_ids=ids, past_key_values=cache)
+NONE, THREE, FIVE = "lora", "prompt length=3", "prompt length=5"
+TWO = "prompt length=3; p-tuning length=1 encoder=mlp"
+
+
+@pytest.mark.parametrize(
+    ("filled_by", "given_to", "says"),
+    [
+        (NONE, THREE, "a cache was filled without the positions of a prompt, where this model has 3"),
+        (THREE, NONE, "a cache was filled with 3 positions of a prompt, where this model has none"),
+        (THREE, FIVE, "a cache was filled with 3 positions of a prompt, where this model has 5"),
+        (FIVE, THREE, "a cache was filled with 5 positions of a prompt, where this model has 3"),
+        (TWO, THREE, "a cache was filled with 4 positions of a prompt, where this model has 3"),
+        (THREE, TWO, "a cache was filled with 3 positions of a prompt, where this model has 4"),
+    ],
+)
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_a_cache_of_another_prompt_is_refused_and_left_as_it_was(
+    name: str, filled_by: str, given_to: str, says: str
+) -> None:
+    ids = zoo.inputs(name)["input_ids"]
+    filler, other = (compile(zoo.build(name), spec) for spec in (filled_by, given_to))
+    with torch.no_grad():
+        expected = filler(input_ids=ids).logits[:, -1:]
+        cache = filler(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        with pytest.raises(LoweringError) as error:
+            other(input_ids=ids[:, -1:], past_key_values=cache)
+        found = filler(input_ids=ids[:, -1:], past_key_values=cache).logits
+    hint = "; go on with the model that filled it, or start with an empty one"
+    assert str(error.value) == says + hint
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_fixed_cache_that_was_allocated_is_refused() -> None:

@@ -151,4 +151,25 @@ PROMISES = (
         '"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"',
         "demo/test_texts.py::test_each_source_has_texts_of_its_own",
     ),
+    Mutant(
+        "a cache of a shorter prompt is shown",
+        "lowering/hidden_positions.py",
+        "if found != hidden:",
+        "if found < length:",
+        "lowering/test_hidden_positions.py::test_a_cache_of_another_prompt_is_refused_and_left_as_it_was",
+    ),
+    Mutant(
+        "a model without prompts goes on with a prompted cache",
+        "lowering/hidden_positions.py",
+        "        if self.hidden:\n            raise",
+        "        if False:\n            raise",
+        "lowering/test_hidden_positions.py::test_a_cache_of_another_prompt_is_refused_and_left_as_it_was",
+    ),
+    Mutant(
+        "what a forward passes on is kept under one name",
+        "compiling.py",
+        "return {**named, **bound.kwargs}",
+        "return bound.arguments",
+        "test_compiling.py::test_a_forward_that_passes_on_what_it_is_given_is_compiled",
+    ),
 )
