@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from peft_compiler.analysis.capture import capture
+from peft_compiler.analysis.capture import capture, capture_with_media
 from peft_compiler.analysis.find_sites import sites_of
 from peft_compiler.analysis.module_graph import ModuleGraph
 from peft_compiler.errors import CaptureError, PlanError
@@ -84,8 +84,12 @@ def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
             "compile its base once, with one spec that holds every rule"
         )
     graph = capture(model, example_inputs)
+    sites = sites_of(graph)
+    if example_inputs is None and not read.towers <= {site.tower for site in sites}:
+        graph = capture_with_media(model) or graph
+        sites = sites_of(graph)
     size = sum(parameter.numel() for parameter in model.parameters())
-    return graph, make_plan(read, sites_of(graph), size)
+    return graph, make_plan(read, sites, size)
 
 
 def _by_keyword(model: nn.Module, graph: ModuleGraph) -> Mapping[str, Any]:

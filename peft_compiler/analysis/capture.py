@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from peft_compiler.analysis.garbage import no_garbage
 from peft_compiler.analysis.inputs import candidate_inputs
+from peft_compiler.analysis.media import inputs_with_media
 from peft_compiler.analysis.meta_mode import MetaFloats, is_real_type
 from peft_compiler.analysis.module_graph import ModuleFact, ModuleGraph
 from peft_compiler.analysis.recorder import Recorder
@@ -72,6 +73,31 @@ def capture(model: nn.Module, example_inputs: Any = None) -> ModuleGraph:
             "pass example_inputs, a dict of arguments",
         ],
     )
+
+
+@no_garbage()
+def capture_with_media(model: nn.Module) -> ModuleGraph | None:
+    """Returns the ops of a run on images or sound among words, or None where no such inputs can be derived.
+
+    As `capture` otherwise, which takes the simplest inputs that a model can be run on.
+    """
+    twin = _without_weights(model)
+    for candidate in _under_meta_mode(inputs_with_media(twin)):
+        try:
+            return _record(model, _as_arguments(candidate))
+        except Exception:
+            continue  # inputs of a form that this model does not take
+    return None
+
+
+def _under_meta_mode(candidates: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields each, made where floats have no values; what the caller does with it is not done there."""
+    while True:
+        with _random_state_kept(), MetaFloats():
+            candidate = next(candidates, None)
+        if candidate is None:
+            return
+        yield candidate
 
 
 def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:

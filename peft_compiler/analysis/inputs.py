@@ -1,6 +1,7 @@
 """Example inputs for a model, from the signature of its forward, its config and its first parameters."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -57,6 +58,22 @@ def candidate_inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
         if candidate and described not in seen:
             seen.append(described)
             yield {name: _as_precise_as(model, value) for name, value in candidate.items()}
+
+
+def inputs_with(model: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
+    """Yields the same for a model with a config, with these arguments and those that must be given."""
+    config, arguments = Config.of(model.config), _parameters_of_forward(model)
+    generator = torch.Generator().manual_seed(0)
+    grids = [name for name in arguments if name.endswith("grid_thw")]
+    chosen = _chosen([*names], _required(arguments), config, generator)
+    forms = (
+        (chosen,),
+        _with_other_axes(chosen, config),
+        _with_other_widths(chosen, model, generator),
+        _packed(chosen, grids, config, model, generator),
+    )
+    for candidate in itertools.chain(*forms):
+        yield {name: _as_precise_as(model, value) for name, value in candidate.items()}
 
 
 def _as_precise_as(model: nn.Module, value: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from peft_compiler.planning.binding import Binding, counted
 from peft_compiler.site import SHORT_NAMES, Role, Site, Tower
-from peft_compiler.spec import Rule, Where
+from peft_compiler.spec import Rule
 from peft_compiler.spec.layers import depth_needed
 from peft_compiler.spec.paths import is_expression, path_matches
 from peft_compiler.spec.select import Depths, depths_of, roles_of, rule_criteria, selected
@@ -29,16 +29,9 @@ def misfits(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
         yield from _unknown_words(binding, sites)
 
 
-def _parts(where: Where) -> Iterator[Where]:
-    """Yields a selector and all within it, what it excludes too."""
-    yield where
-    for part in (*(where.and_ or ()), *(where.or_ or ()), *((where.not_,) if where.not_ else ())):
-        yield from _parts(part)
-
-
 def _wrong_words(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
     """Yields each role that the method cannot take, and each role or tower that the model lacks."""
-    method, parts = binding.rule.use, list(_parts(binding.rule.where))
+    method, parts = binding.rule.use, list(binding.rule.where.parts)
     present = Counter(site.role for site in sites)
     for term in dict.fromkeys(term for part in parts for term in part.role or ()):
         takes = TERMS[term] & set(method.attaches)
@@ -68,7 +61,7 @@ def _missing_layers(binding: Binding, depths: Depths) -> Iterator[str]:
     towers = where.tower or tuple(depths)
     relevant = {tower: depth for tower, depth in depths.items() if tower in towers}
     deepest = max(relevant.values(), default=0)
-    for layers in dict.fromkeys(part.layers for part in _parts(where) if part.layers):
+    for layers in dict.fromkeys(part.layers for part in where.parts if part.layers):
         if depth_needed(layers) > deepest:
             yield f"{binding.label} names layers {layers}, out of range\n  {_layer_ranges(relevant)}"
 
@@ -106,7 +99,7 @@ def _nothing_left(binding: Binding, sites: tuple[Site, ...], depths: Depths) -> 
         if not left:
             break
     lines = [f"{binding.label} finds no place", f"places left: {', '.join(steps)}"]
-    patterns = [part.path for part in _parts(binding.rule.where) if part.path is not None]
+    patterns = [part.path for part in binding.rule.where.parts if part.path is not None]
     hints = (_path_hint(pattern, sites) for pattern in patterns)
     return "\n  ".join([*lines, *filter(None, hints), _inventory(binding, sites)])
 
@@ -144,7 +137,7 @@ def _unbound_parts(binding: Binding, sites: tuple[Site, ...], depths: Depths) ->
         if not selected(alone, sites, depths):
             yield f"{binding.label} selects nothing in ({selector_sentence(branch)}); leave it out or mend it"
     if where.not_ is not None and selected(_with(binding.rule, not_=None), sites, depths) == binding.sites:
-        hints = (_path_hint(part.path, sites) for part in _parts(where.not_) if part.path is not None)
+        hints = (_path_hint(part.path, sites) for part in where.not_.parts if part.path is not None)
         exception = f"`except {selector_sentence(where.not_)}`"
         told = f"{binding.label} excludes nothing by {exception}; leave it out or mend it"
         yield "\n  ".join([told, *filter(None, hints)])

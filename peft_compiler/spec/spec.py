@@ -106,6 +106,13 @@ class Where(_Written, frozen=True):
         default=None, validation_alias="not", serialization_alias="not", description="This does not hold."
     )
 
+    @property
+    def parts(self) -> Iterator[Self]:
+        """This selector and all within it, what it excludes too."""
+        yield self
+        for part in (*(self.and_ or ()), *(self.or_ or ()), *((self.not_,) if self.not_ else ())):
+            yield from part.parts
+
 
 def spell_out(use: str | Mapping[str, str | float | Mapping[str, Any] | None] | Method) -> object:
     """Returns the long form of a method: `lora` and `{lora: {r: 8}}` are `{kind: lora, r: 8}`."""
@@ -196,6 +203,12 @@ class Spec(_Written, frozen=True):
     def _using(self, change: Callable[[Method], Method]) -> Self:
         rules = (rule.model_copy(update={"use": change(rule.use)}) for rule in self.rules)
         return self.model_copy(update={"rules": tuple(rules)})
+
+    @property
+    def towers(self) -> frozenset[Tower]:
+        """Every part of a model that a rule names."""
+        parts = (part for rule in self.rules for part in rule.where.parts)
+        return frozenset(tower for part in parts for tower in part.tower or ())
 
     @property
     def all_rules(self) -> tuple[Rule, ...]:

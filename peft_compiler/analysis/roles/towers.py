@@ -14,6 +14,10 @@ from peft_compiler.site import Tower
 
 # Images come as (batch, channels, height, width), or with more axes.
 _IMAGE_AXES = 4
+# Patches of all images of a batch come in one row, as (patches, values).
+_PATCH_AXES = 2
+# What forwards of transformers call images: nothing else tells a row of patches from any other features.
+_IMAGES = "pixel_values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def _fed_by(
 ) -> Tower | None:
     found: set[Tower | None] = set()
     earlier: set[Tower | None] = set()
-    convolved = False
+    convolved: set[int] = set()
     seen: set[fx.Node] = set()
     queue = [value]
     while queue:
@@ -80,18 +84,26 @@ def _fed_by(
         if holder is not None and holder.stack != stack:
             earlier.add(known.get(holder.stack))
             continue
-        convolved = convolved or kind(node) in CONVOLUTIONS
+        convolved |= _axes(node)
         if kind(node) in SELECTIONS and any(index in flow.taint.inputs for index in selected(node)[1]):
             found.add(Tower.TEXT)
         elif node.op == "placeholder":
-            found.add(_of_input(len(fact(node).shape), convolved))
+            found.add(_of_input(node, convolved))
         queue.extend(flow.active_inputs.get(node, ()))
     decisive = found or earlier
     return decisive.pop() if len(decisive) == 1 else None
 
 
-def _of_input(axes: int, convolved: bool) -> Tower | None:
-    if axes >= _IMAGE_AXES:
+def _axes(node: fx.Node) -> set[int]:
+    """Returns over how many axes a node convolves, in a set; an empty one for any other."""
+    return {len(fact(node).shape) - 2} if kind(node) in CONVOLUTIONS else set()
+
+
+def _of_input(node: fx.Node, convolved: set[int]) -> Tower | None:
+    axes, name = len(fact(node).shape), node.name
+    # Patches in a row have two axes, and are made images again to be convolved; sound has one of time.
+    is_patches = axes == _PATCH_AXES and (max(convolved, default=0) > 1 or name.startswith(_IMAGES))
+    if axes >= _IMAGE_AXES or is_patches:
         return Tower.VISION
     return Tower.AUDIO if convolved else None
 
