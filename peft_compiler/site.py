@@ -237,6 +237,7 @@ class Site:
             the examples, where the others before the last count positions; None where the run
             does not tell.
         positions: Positions of the longest input that reaches it, where its tower looks them up in a table.
+        dead_end: Why no gradient comes to what it gives, so that no rule means it; None where one may.
         stack: The blocks that it is among; None where there are none, or it does not see their positions.
     """
 
@@ -254,6 +255,7 @@ class Site:
     number: int = 0
     batch_axis: int | None = None
     positions: int | None = None
+    dead_end: str | None = None
     stack: Stack | None = None
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from peft_compiler.analysis.garbage import no_garbage
+from peft_compiler.analysis.held import tensors_held
 from peft_compiler.analysis.inputs import candidate_inputs
 from peft_compiler.analysis.media import inputs_with_media
 from peft_compiler.analysis.meta_mode import MetaFloats, is_real_type
@@ -115,6 +116,8 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
     outputs = {
         name: node for name, tensor in _tensors_of(out) if (node := recorder.node_of(tensor)) is not None
     }
+    # What was written to a cache, a buffer or an input outlives the run as well.
+    left = {*outputs.values(), *map(recorder.node_of, tensors_held((out, arguments, twin)))}
     recorder.graph.output(tuple(outputs.values()))
     return ModuleGraph(
         graph=recorder.graph,
@@ -122,6 +125,7 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
         parameters=recorder.parameters,
         inputs=inputs,
         outputs=outputs,
+        left=frozenset(node for node in left if node is not None and node.op == "call_function"),
         calls={path: tuple(calls) for path, calls in recorder.calls.items()},
         faked=floats.faked + recorder.faked,
         example=example,

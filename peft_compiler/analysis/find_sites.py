@@ -12,6 +12,7 @@ from peft_compiler.analysis.garbage import no_garbage
 from peft_compiler.analysis.module_graph import ModuleGraph, fact
 from peft_compiler.analysis.roles.attention import find_attentions
 from peft_compiler.analysis.roles.blocks import Blocks, find_blocks
+from peft_compiler.analysis.roles.dead_ends import find_dead_ends
 from peft_compiler.analysis.roles.edges import find_joinings
 from peft_compiler.analysis.roles.embeddings_and_heads import find_heads, find_lookups
 from peft_compiler.analysis.roles.feed_forward import find_branches
@@ -55,7 +56,7 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     blocks = find_blocks(graph.modules, [fact(node).module for node in residuals or cores])
     norms = find_norms(flow)
     towers, stacks = find_towers(flow, blocks, attentions), find_stacks(flow, blocks, norms)
-    survey = Survey(flow, blocks, towers, stacks, probe)
+    survey = Survey(flow, blocks, towers, stacks, probe, find_dead_ends(graph))
     taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
     heads = find_heads(flow, lambda node: node in taken or blocks.holding(fact(node).module) is not None)
     lookups = find_lookups(flow)
@@ -101,6 +102,8 @@ def _joint(site: Site, other: Site) -> Site:
     """Returns the site of two calls: with the rows of both, and of the rest what both have."""
     if site.batch_axis != other.batch_axis:
         site = replace(site, batch_axis=None)
+    if other.dead_end is None:
+        site = replace(site, dead_end=None)
     if site.stack != other.stack:
         site = replace(site, stack=None)
     if not isinstance(site.place, Projection) or site.rows == other.rows:

@@ -83,6 +83,7 @@ class ModuleGraph:
         parameters: Names of each parameter or buffer that was used, all of them where it is tied.
         inputs: Tensors that the model was called with, by name.
         outputs: Tensors that it returned, by where they are in the output.
+        left: The computed ones of these, and those that the run left in a cache, a buffer or an input.
         calls: Every call of each module that ran, by path, in order.
         faked: How many values were made up because they depend on data that is not there.
         example: What the model was called with: positional arguments, and others by name.
@@ -93,6 +94,7 @@ class ModuleGraph:
     parameters: Mapping[fx.Node, tuple[str, ...]]
     inputs: Mapping[str, fx.Node]
     outputs: Mapping[str, fx.Node]
+    left: frozenset[fx.Node]
     calls: Mapping[str, tuple[Call, ...]]
     faked: int
     example: tuple[tuple[Any, ...], Mapping[str, Any]]

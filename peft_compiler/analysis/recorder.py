@@ -82,8 +82,8 @@ class Recorder(TorchFunctionMode):
         return self._add(self.graph.placeholder(name), "input", tensor)
 
     def node_of(self, tensor: Tensor) -> fx.Node | None:
-        """Returns the node of a tensor that was seen before, or None."""
-        return self._nodes.get(id(tensor))
+        """Returns the node of a tensor that was seen before, with all that was written to it; or None."""
+        return self._current(tensor) if id(tensor) in self._nodes else None
 
     def _add(self, node: fx.Node, op: str, out: Any, anchor: Anchor | None = None) -> fx.Node:
         tensor = out if isinstance(out, Tensor) else tensors_in(out)[0]
@@ -131,7 +131,7 @@ class Recorder(TorchFunctionMode):
                 return OPENED[func](*args, **kwargs)
         if name in READS and isinstance(args[0], Tensor) and args[0].is_meta:
             self.faked += 1
-            known = self.node_of(args[0])
+            known = self._nodes.get(id(args[0]))
             return made_up_answer(name, args[0], fact(known).op if known else None)
         return self._run(func, op, args, kwargs, call_chain(inspect.currentframe()))
 

@@ -14,6 +14,7 @@ from peft_compiler.analysis.places import Matrix, matrix_of_linear, matrix_of_lo
 from peft_compiler.analysis.roles.attention import Attention
 from peft_compiler.analysis.roles.batches import find_batch_axis, has_one_context_an_example
 from peft_compiler.analysis.roles.blocks import Blocks
+from peft_compiler.analysis.roles.dead_ends import DeadEnds
 from peft_compiler.analysis.roles.edges import Joining
 from peft_compiler.analysis.roles.embeddings_and_heads import Lookup
 from peft_compiler.analysis.roles.feed_forward import Branch
@@ -46,6 +47,7 @@ class Survey:
     towers: Towers
     stacks: Stacks
     probe: RowProbe
+    dead_end: DeadEnds
 
     def of_lookup(self, lookup: Lookup) -> Iterator[Found]:
         """Yields the embedding site of a lookup."""
@@ -150,6 +152,9 @@ class Survey:
         found = self._found(
             Role.ATTENTION_CORE, core, place, widths, evidence, cross=attention.cross, path=path
         )
+        # Probabilities may be returned where nothing goes on with the values that they weigh.
+        dead_end = self.dead_end(attention.meeting.context)
+        found = Found(found.order, replace(found.site, dead_end=dead_end))
         return (
             found if attention.entry is None else self._with_source(found, place, attention, attention.entry)
         )
@@ -241,6 +246,7 @@ class Survey:
             shape=shape,
             module_type=self.flow.graph.modules[path].type,
             evidence=evidence,
+            dead_end=self.dead_end(node),
             stack=self.stacks.around(block),
         )
         return Found(fact(node).order, site)

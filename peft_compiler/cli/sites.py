@@ -74,6 +74,7 @@ def as_data(site: "Site") -> dict[str, Any]:
         "widths": [site.width_in, site.width_out],
         "module_type": site.module_type,
         "evidence": list(site.evidence),
+        "dead_end": site.dead_end,
     }
 
 
@@ -82,7 +83,8 @@ def explanation(site: "Site") -> str:
     heading = f"{site.path} is {site.role}" + (" over another tower" if site.cross else "")
     if site.rows is not None:
         heading += f", rows {site.rows}"
-    return "\n".join([heading, *(f"  because {fact}" for fact in site.evidence)])
+    no_place = [] if site.dead_end is None else [f"  but no rule means it: {site.dead_end}"]
+    return "\n".join([heading, *(f"  because {fact}" for fact in site.evidence), *no_place])
 
 
 def as_table(found: "Iterable[Site]") -> "Table":
@@ -96,7 +98,7 @@ def as_table(found: "Iterable[Site]") -> "Table":
             site.role.value + (" (cross)" if site.cross else ""),
             "" if site.layer is None else str(site.layer),
             site.tower and site.tower.value,
-            site.path,
+            site.path + ("" if site.dead_end is None else f" (no rule means it: {site.dead_end})"),
             f"{site.width_in} → {site.width_out}",
             str(site.rows) if site.rows is not None else "",
         )

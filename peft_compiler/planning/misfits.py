@@ -32,7 +32,7 @@ def misfits(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
 def _wrong_words(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
     """Yields each role that the method cannot take, and each role or tower that the model lacks."""
     method, parts = binding.rule.use, list(binding.rule.where.parts)
-    present = Counter(site.role for site in sites)
+    present = Counter(site.role for site in sites if site.dead_end is None)
     for term in dict.fromkeys(term for part in parts for term in part.role or ()):
         takes = TERMS[term] & set(method.attaches)
         if not takes:
@@ -41,8 +41,10 @@ def _wrong_words(binding: Binding, sites: tuple[Site, ...]) -> Iterator[str]:
                 f"  it attaches to {one_of(sorted(method.attaches))}"
             )
         elif not any(present[role] for role in takes):
-            there_is = _inventory(binding, sites)
-            yield f"{binding.label} names {term}, of which this model has none\n  {there_is}"
+            dead = [site for site in sites if site.role in takes]
+            which = " that a gradient comes to" if dead else ""
+            there_is = _dead_ends(dead) or _inventory(binding, sites)
+            yield f"{binding.label} names {term}, of which this model has none{which}\n  {there_is}"
     towers = {site.tower for site in sites if site.tower is not None}
     for tower in dict.fromkeys(tower for part in parts for tower in part.tower or ()):
         if tower not in towers:
@@ -83,6 +85,11 @@ def _inventory(binding: Binding, sites: tuple[Site, ...]) -> str:
     fitting = [site for site in sites if site.role in method.attaches]
     listed = ", ".join(f"{count} {role}" for role, count in _roles(fitting or sites).items())
     return f"this model has {listed}" if listed else "no place of any role was found in this model"
+
+
+def _dead_ends(sites: Iterable[Site]) -> str:
+    """Returns the first of some places that no rule means, with the reason."""
+    return next((f"'{site.path}': {site.dead_end}" for site in sites), "")
 
 
 def _roles(sites: Iterable[Site]) -> Counter[str]:

@@ -64,6 +64,7 @@ def rule_criteria(rule: Rule, depths: Depths) -> Iterator[Criterion]:
             lambda site: (site.tower is Tower.DECODER) is method.default_decoder,
         )
     yield from where_criteria(where, frozenset(method.attaches), depths)
+    yield Criterion("that a gradient comes to", lambda site: site.dead_end is None)
 
 
 def mentions(where: Where, criterion: str) -> bool:

@@ -108,4 +108,32 @@ ANALYSIS = (
         "if alike else None",
         "analysis/roles/test_attention.py::test_linears_that_read_attention_alike_are_no_output",
     ),
+    Mutant(
+        "no rule means what no gradient comes to",
+        "spec/select.py",
+        "lambda site: site.dead_end is None",
+        "lambda site: True",
+        "analysis/roles/test_dead_ends.py::test_no_rule_means_it",
+    ),
+    Mutant(
+        "codes let no gradient through",
+        "analysis/roles/dead_ends.py",
+        "source for source in node.all_input_nodes if not is_real_type(fact(source).dtype)",
+        "source for source in node.all_input_nodes",
+        "analysis/roles/test_dead_ends.py::test_what_only_codes_come_of_gets_no_gradient",
+    ),
+    Mutant(
+        "what is written to a buffer is an output",
+        "analysis/capture.py",
+        "tensors_held((out, arguments, twin))",
+        "tensors_held(out)",
+        "analysis/roles/test_dead_ends.py::test_what_the_run_leaves_is_an_output",
+    ),
+    Mutant(
+        "what is returned is read with all that was written to it",
+        "analysis/recorder.py",
+        "return self._current(tensor) if",
+        "return self._nodes[id(tensor)] if",
+        "analysis/roles/test_dead_ends.py::test_what_the_run_leaves_is_an_output",
+    ),
 )
