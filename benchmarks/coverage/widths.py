@@ -90,12 +90,15 @@ def _is_width(name: str) -> bool:
 
 def _shrink_images(config: Any) -> None:
     patch = getattr(config, "patch_size", None)
+    depths = getattr(config, "depths", None)
+    # Each stage but the first halves the image: with one key left, a query makes no difference.
+    patches = max(_PATCHES, 2 ** len(depths)) if isinstance(depths, (list, tuple)) else _PATCHES
     for name in ("image_size", "crop_size"):
         image = getattr(config, name, None)
-        if isinstance(image, int) and isinstance(patch, int) and image > _PATCHES * patch:
-            setattr(config, name, _PATCHES * patch)
+        if isinstance(image, int) and isinstance(patch, int) and image > patches * patch:
+            setattr(config, name, patches * patch)
             if getattr(config, "image_embedding_size", None) == image // patch:
-                config.image_embedding_size = _PATCHES
+                config.image_embedding_size = patches
     for name in ("image_size", "backbone_feature_sizes"):
         sizes = vars(config).get(name)
         if isinstance(sizes, list) and _largest(sizes) >= _LARGE:

@@ -12,8 +12,10 @@ from types import BuiltinMethodType, MethodType, MethodWrapperType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
+
+from peft_compiler.errors import LoweringError
 
 if TYPE_CHECKING:
     from peft_compiler.lowering.trace import LocalTracer
@@ -192,13 +194,38 @@ def plain_values(value: Any) -> Any:
     return value
 
 
+def _is_table(module: nn.Module, value: Any) -> bool:
+    """Whether a value that a module holds is a dict of tensors of its own making."""
+    is_torchs = any(value is table for table in (module._parameters, module._buffers))
+    return type(value) is dict and not is_torchs and any(isinstance(each, Tensor) for each in value.values())
+
+
 @contextmanager
 def plain_attributes(module: nn.Module) -> Generator[None]:
-    """Makes plain at the end what a forward kept on its module: symbols mean nothing in another graph."""
+    """Makes plain at the end what a forward kept on its module: symbols mean nothing in another graph.
+
+    Tables of tensors that a forward computes once and keeps are empty meanwhile, so that the
+    graph computes them, and as they were at the end.
+
+    Raises:
+        LoweringError: If the forward reads such a table and does not fill it.
+    """
     before = dict(vars(module))
+    tables = [(table, dict(table)) for table in before.values() if _is_table(module, table)]
+    for table, _ in tables:
+        table.clear()
     try:
         yield
+    except KeyError as error:
+        if not tables:
+            raise
+        raise LoweringError(
+            f"{type(module).__name__} reads a table of tensors that its forward does not fill: keep them as buffers"
+        ) from error
     finally:
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
         for name, value in vars(module).items():
             if name not in before or before[name] is not value:
                 vars(module)[name] = plain_values(value)

@@ -73,6 +73,29 @@ class InWindows(Attends):
         return (self.shares(q @ k.mT) @ v).flatten(2, 3).transpose(1, 2).flatten(2)
 
 
+class InPaddedWindows(Attends):
+    """Windows reach over the last key, and are padded."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = q.unflatten(2, (2, -1)), self.near(k), self.near(v)
+        return (self.shares(q @ k.mT) @ v).flatten(2, 3).transpose(1, 2).flatten(2)
+
+    def near(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, 0, 1, 1)).unfold(2, LENGTH // 2 + 2, LENGTH // 2).mT
+
+
+class InAnImage(Attends):
+    """A bias is added where queries and keys lie in rows and columns of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(3, 1, 3))
+
+    def shares(self, scores: Tensor) -> Tensor:
+        in_image = scores.reshape(-1, HEADS, 2, 3, 2, 3) + self.bias
+        return in_image.reshape(-1, HEADS, LENGTH, LENGTH).softmax(-1)
+
+
 class PositionsFirst(Attends):
     """Examples stand in the second axis, and lie with the heads in one axis."""
 
@@ -113,6 +136,8 @@ KINDS = [
     NoLessThanTheLeast,
     ShapedAsTheScores,
     InWindows,
+    InPaddedWindows,
+    InAnImage,
     PositionsFirst,
     Pools,
 ]

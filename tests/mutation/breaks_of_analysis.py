@@ -136,4 +136,25 @@ ANALYSIS = (
         "return self._nodes[id(tensor)] if",
         "analysis/roles/test_dead_ends.py::test_what_the_run_leaves_is_an_output",
     ),
+    Mutant(
+        "padding of windows is no key",
+        "analysis/roles/obstacles.py",
+        "probe + 1}",
+        "probe}",
+        "analysis/roles/test_obstacles.py::test_an_obstacle_is_named",
+    ),
+    Mutant(
+        "a reshape keeps the order of numbers, a concatenation does not",
+        "analysis/roles/obstacles.py",
+        "kind(node) in _RESHAPES and",
+        "kind(node) in _RESHAPES | {'cat'} or",
+        "analysis/roles/test_obstacles.py",
+    ),
+    Mutant(
+        "a graph computes what a forward keeps in a table",
+        "lowering/symbols.py",
+        "    for table, _ in tables:\n        table.clear()\n    try:",
+        "    try:",
+        "architectures/test_own_tables.py",
+    ),
 )

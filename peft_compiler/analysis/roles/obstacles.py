@@ -1,6 +1,7 @@
 """Why nothing can join an attention: where prompts would not meet the queries as its own keys do."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +21,11 @@ from peft_compiler.analysis.roles.replay import (
     with_destinations,
 )
 from peft_compiler.site import Role
+
+_RESHAPES = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "output"}
+)
+"""Ops after which all numbers come in the same order as before."""
 
 
 def find_obstacle(flow: Dataflow, attention: Attention) -> str | None:
@@ -100,7 +106,7 @@ def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
     """Whether the last axis of `start` arrives as the last axis of `end`, but for columns put beside it."""
     found = behind(flow, end, may_pass=lambda node: node is not start)
     region = with_destinations(found.passed)
-    if start in {end, *found.stops} and all(_stays(node, fact(start).shape) for node in region):
+    if start in {end, *found.stops} and _keeps_order(start, end, region):
         return True
     probe = index_along(fact(start).shape, len(fact(start).shape) - 1)
     arrived = (
@@ -109,9 +115,21 @@ def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
     return bool(arrived) and all(_is_in_order(tensor) for tensor in arrived)
 
 
-def _stays(node: fx.Node, shape: tuple[int, ...]) -> bool:
-    """Whether an op gives numbers of a shape, each where it was."""
-    return not moves(node) and fact(node).shape == shape
+def _keeps_order(start: fx.Node, end: fx.Node, region: Iterable[fx.Node]) -> bool:
+    """Whether what comes of the numbers of `start` on the way to `end` is as many, in rows of the same length.
+
+    A shape may change on the way, if the order of all numbers stays.
+    """
+    carried = {start: fact(start).shape}
+    for node in region:
+        shapes = [carried[source] for source in node.all_input_nodes if source in carried]
+        if shapes:
+            is_computed = not moves(node) and fact(node).shape in shapes
+            is_reshaped = kind(node) in _RESHAPES and math.prod(fact(node).shape) == math.prod(shapes[0])
+            if not is_computed and not is_reshaped:
+                return False
+            carried[node] = fact(node).shape
+    return fact(end).shape[-1] == fact(start).shape[-1] and (end is start or end in carried)
 
 
 def _is_in_order(arrived: Tensor) -> bool:
@@ -129,7 +147,8 @@ def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Nod
     linear = projections[0].linear
     probe = None if linear.axes[1] > 1 else index_along(fact(linear.node).shape, linear.feature_axis)
     region = with_destinations(behind(flow, key).passed)
-    arrived: Origins = () if probe is None else replay({linear.node: probe}, region, key)
+    # From 1, so that it is not taken for padding, which is zero.
+    arrived: Origins = () if probe is None else replay({linear.node: probe + 1}, region, key)
     letters = letters_of(scores)
     for tensor in arrived:
         if letters is not None:
@@ -145,9 +164,15 @@ def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Nod
                 tensor.unflatten(0, (batch, -1)) if len(tensor) % batch == 0 else tensor
                 for batch in _lengths_of_batch(flow, linear.node)
             ]
-        if not any(bool((each == each[:1]).all()) for each in by_batch):
+        if not any(_are_alike(each) for each in by_batch):
             return False
     return True
+
+
+def _are_alike(examples: Tensor) -> bool:
+    """Whether what arrives is the same for each example; what is not of the keys, such as padding, is left out."""
+    own = examples > 0
+    return bool((examples == examples.amax(0, keepdim=True))[own].all())
 
 
 def _lengths_of_batch(flow: Dataflow, value: fx.Node) -> tuple[int, ...]:

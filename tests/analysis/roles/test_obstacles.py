@@ -78,6 +78,26 @@ class InWindows(Attends):
         return ((q @ k.mT).softmax(-1) @ v).flatten(2, 3)
 
 
+class InPaddedWindows(Attends):
+    """Windows reach over the last key, and are padded."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = q.unflatten(2, (-1, BLOCK)), self.near(k), self.near(v)
+        return ((q @ k.mT).softmax(-1) @ v).flatten(2, 3)
+
+    def near(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 1, 1)).unfold(2, BLOCK + 2, BLOCK).transpose(-1, -2)
+
+
+class Reshaped(Attends):
+    """A bias is added where queries and keys lie in rows and columns of an image."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.mT).view(-1, HEADS, 2, BLOCK, 2, BLOCK)
+        scores = scores + torch.ones(BLOCK, 1, 1) + torch.ones(2, 1, 1, 1)
+        return scores.view(-1, HEADS, LENGTH, LENGTH).softmax(-1) @ v
+
+
 class Windows(Attends):
     """The values are cut into windows that overlap."""
 
@@ -131,6 +151,8 @@ OBSTACLES = {
     WithGroups: "its heads do not lie right behind the batch",
     WithMoreAxes: "its scores have 6 axes; expected (batch, heads, queries, keys)",
     InWindows: None,
+    InPaddedWindows: None,
+    Reshaped: None,
     Windows: "its probabilities do not go to the values with one column for each key",
     Approximated: "its values are products themselves, as where attention is approximated",
     HeadsFirst: "its heads do not lie right behind the batch",
@@ -152,6 +174,17 @@ def test_an_obstacle_is_named(kind: type[Attends]) -> None:
     place = core_of(kind).place
     assert isinstance(place, Core)
     assert place.obstacle == OBSTACLES[kind]
+
+
+def test_what_only_gets_another_shape_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft_compiler.analysis.roles.replay._LARGEST_PROBE", 100)
+    places = {kind: core_of(kind).place for kind in (Attends, Reshaped, WithASink)}
+    # Too large to be replayed: what is not known is not claimed.
+    assert {kind: place.obstacle for kind, place in places.items() if isinstance(place, Core)} == {
+        Attends: None,
+        Reshaped: None,
+        WithASink: BLOCKS,
+    }
 
 
 def test_a_plan_refuses_what_would_join_it() -> None:
