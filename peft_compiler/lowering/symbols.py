@@ -220,7 +220,8 @@ def plain_attributes(module: nn.Module) -> Generator[None]:
         if not tables:
             raise
         raise LoweringError(
-            f"{type(module).__name__} reads a table of tensors that its forward does not fill: keep them as buffers"
+            f"{type(module).__name__} reads a table of tensors that its forward does not fill: "
+            "keep them as buffers"
         ) from error
     finally:
         for table, entries in tables:

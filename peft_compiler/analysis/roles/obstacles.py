@@ -22,9 +22,7 @@ from peft_compiler.analysis.roles.replay import (
 )
 from peft_compiler.site import Role
 
-_RESHAPES = frozenset(
-    {"view", "reshape", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "output"}
-)
+_RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze"})
 """Ops after which all numbers come in the same order as before."""
 
 
@@ -116,7 +114,7 @@ def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
 
 
 def _keeps_order(start: fx.Node, end: fx.Node, region: Iterable[fx.Node]) -> bool:
-    """Whether what comes of the numbers of `start` on the way to `end` is as many, in rows of the same length.
+    """Whether the numbers of `start` arrive at `end` in the same order, in rows of the same length.
 
     A shape may change on the way, if the order of all numbers stays.
     """
@@ -170,7 +168,7 @@ def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Nod
 
 
 def _are_alike(examples: Tensor) -> bool:
-    """Whether what arrives is the same for each example; what is not of the keys, such as padding, is left out."""
+    """Whether the same arrives for each example; padding is left out, since it is of no key."""
     own = examples > 0
     return bool((examples == examples.amax(0, keepdim=True))[own].all())
 

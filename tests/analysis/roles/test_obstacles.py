@@ -98,6 +98,13 @@ class Reshaped(Attends):
         return scores.view(-1, HEADS, LENGTH, LENGTH).softmax(-1) @ v
 
 
+class Flipped(Attends):
+    """The last key has the first column."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).flip(-1).softmax(-1) @ v.flip(2)
+
+
 class Windows(Attends):
     """The values are cut into windows that overlap."""
 
@@ -153,6 +160,7 @@ OBSTACLES = {
     InWindows: None,
     InPaddedWindows: None,
     Reshaped: None,
+    Flipped: BLOCKS,
     Windows: "its probabilities do not go to the values with one column for each key",
     Approximated: "its values are products themselves, as where attention is approximated",
     HeadsFirst: "its heads do not lie right behind the batch",
