@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from peft_compiler.errors import SpecError as SpecError
     from peft_compiler.interchange import fuse as fuse
     from peft_compiler.interchange import load as load
-    from peft_compiler.interchange import save as save
+    from peft_compiler.lowering.lower import reference_of as reference_of
     from peft_compiler.merging import merge as merge
     from peft_compiler.optimising import parameter_groups as parameter_groups
     from peft_compiler.plan import Plan as Plan
     from peft_compiler.registering import register as register
+    from peft_compiler.saving import checkpoint as checkpoint
+    from peft_compiler.saving import save as save
+    from peft_compiler.saving import save_insertions_only as save_insertions_only
     from peft_compiler.site import Role as Role
     from peft_compiler.site import Site as Site
     from peft_compiler.spec import Spec as Spec
@@ -55,6 +58,7 @@ _HOME_OF = {
     "Site": "site",
     "Spec": "spec",
     "SpecError": "errors",
+    "checkpoint": "saving",
     "compile": "compiling",
     "find_sites": "analysis.find_sites",
     "fuse": "interchange",
@@ -63,8 +67,10 @@ _HOME_OF = {
     "parameter_groups": "optimising",
     "plan": "compiling",
     "ranks_of": "allocating",
+    "reference_of": "lowering.lower",
     "register": "registering",
-    "save": "interchange",
+    "save": "saving",
+    "save_insertions_only": "saving",
     "template_ids": "templates",
     "verify": "verifying",
 }

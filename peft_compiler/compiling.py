@@ -13,9 +13,11 @@ from peft_compiler.analysis.find_sites import sites_of
 from peft_compiler.analysis.module_graph import ModuleGraph
 from peft_compiler.errors import CaptureError, PlanError
 from peft_compiler.lowering.compilation import is_compiled
-from peft_compiler.lowering.lower import AnyModule, lower
+from peft_compiler.lowering.copies import AnyModule
+from peft_compiler.lowering.lower import lower
 from peft_compiler.plan import Plan
 from peft_compiler.planning import make_plan
+from peft_compiler.saving.root import as_root
 from peft_compiler.spec import Spec
 from peft_compiler.spec.read import read_spec
 
@@ -56,7 +58,9 @@ def compile(
         LoweringError: If a place cannot be rewritten, or an insertion cannot be shared.
     """
     graph, planned = _planned(model, spec, example_inputs, tokenizer)
-    return lower(model, planned, seed, _by_keyword(model, graph), shared_with)
+    compiled = lower(model, planned, seed, _by_keyword(model, graph), shared_with)
+    as_root(compiled)
+    return compiled
 
 
 def plan(model: nn.Module, spec: Source, example_inputs: Any = None, tokenizer: Any = None) -> Plan:

@@ -23,6 +23,7 @@ ORDER = (
     "analysis",
     "planning",
     "lowering",
+    "saving",
     "merging",
     "templates",
     "optimising",

@@ -16,8 +16,8 @@ def compile_(
     """Compiles a spec into a model and saves what was inserted, ready to be trained."""
     from peft_compiler.cli.models import load_weights
     from peft_compiler.compiling import compile as compile_model
-    from peft_compiler.interchange import save
     from peft_compiler.lowering.compilation import compilation_of
+    from peft_compiler.saving import save
     from peft_compiler.spec.read import read_spec
 
     read = read_spec(spec)

@@ -15,8 +15,9 @@ from peft_compiler.compiling import compile as compile_model
 from peft_compiler.compiling import plan as make_plan
 from peft_compiler.demo.task import Task
 from peft_compiler.digests import digest
-from peft_compiler.interchange import load, save
+from peft_compiler.interchange import load
 from peft_compiler.plan import Plan
+from peft_compiler.saving import save
 from peft_compiler.site import Role
 from peft_compiler.verifying import verify
 

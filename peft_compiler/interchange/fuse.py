@@ -11,14 +11,14 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from peft_compiler.errors import InterchangeError
-from peft_compiler.interchange.fingerprint import Fingerprint
-from peft_compiler.interchange.load import read_header, read_manifest
-from peft_compiler.interchange.manifest import MANIFEST, TENSORS
+from peft_compiler.interchange.load import read_header, read_manifest, tensors_of
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.methods import AdapterFusion, LoRA, Method, PfeifferAdapter, XLoRA
 from peft_compiler.methods.adapter_fusion import Fusion
 from peft_compiler.methods.x_lora import Mixture
 from peft_compiler.plan import NAMESPACE, Insertion
+from peft_compiler.saving.fingerprint import Fingerprint
+from peft_compiler.saving.manifest import MANIFEST
 from peft_compiler.site import Role
 from peft_compiler.spec.read import read_spec
 
@@ -97,7 +97,7 @@ def fuse(tuned: nn.Module, folders: Mapping[str, str | Path]) -> None:
         raise InterchangeError("the adapters cannot be fused", sorted(problems))
     with torch.no_grad():
         for name, folder in folders.items():
-            saved = load_file(Path(folder) / TENSORS)
+            saved = load_file(tensors_of(Path(folder)))
             for source, place in places[name].items():
                 place.copy_(saved[source])
 
@@ -112,7 +112,7 @@ def _faults(
 ) -> Iterator[str]:
     """Yields why the adapter in a folder cannot take its places in some insertions."""
     try:
-        manifest, header = read_manifest(folder / MANIFEST), read_header(folder / TENSORS)
+        manifest, header = read_manifest(folder / MANIFEST), read_header(tensors_of(folder))
     except InterchangeError as error:
         yield str(error)
         return
@@ -131,7 +131,7 @@ def _faults(
     for source, place in places.items():
         noun = SLOTS[type(insertions[0].method)].noun
         if source not in header:
-            yield f"{source} is missing from {TENSORS}"
+            yield f"{source} is missing from {tensors_of(folder).name}"
         elif header[source].shape != tuple(place.shape):
             yield f"{source} has the shape {header[source].shape}, the {noun} has {tuple(place.shape)}"
 

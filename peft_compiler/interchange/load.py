@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from peft_compiler.compiling import compile
 from peft_compiler.digests import digest
 from peft_compiler.errors import InterchangeError
-from peft_compiler.interchange.fingerprint import Fingerprint
-from peft_compiler.interchange.manifest import MANIFEST, TENSORS, Manifest
-from peft_compiler.interchange.save import inserted_state
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.lowering.lower import AnyModule
+from peft_compiler.lowering.copies import AnyModule
+from peft_compiler.saving.checkpoint import ENTRY, as_tensor
+from peft_compiler.saving.fingerprint import Fingerprint
+from peft_compiler.saving.manifest import CHECKPOINT, MANIFEST, TENSORS, Manifest
+from peft_compiler.saving.save import inserted_state
 
 LIMIT = 16 * 2**20
 """Bytes that a manifest or the header of a tensor file may have."""
@@ -60,7 +61,7 @@ def load(
 
     Args:
         model: The base that the adapter was trained on.
-        folder: What `save` wrote.
+        folder: What `save` wrote, or the checkpoint of a trainer.
         example_inputs: As for `compile`.
         shared_with: As for `compile`: a model loaded from what was saved of the one that this one
             shared its insertions with, in the same state.
@@ -72,18 +73,21 @@ def load(
     """
     folder = Path(folder)
     manifest = read_manifest(folder / MANIFEST)
-    header = read_header(folder / TENSORS)
+    file = tensors_of(folder)
+    header = {name: entry for name, entry in read_header(file).items() if name != ENTRY}
     differences = [*manifest.base.differences(Fingerprint.of(model, {}))]
     if differences:
         raise InterchangeError(f"{folder}: the adapter does not belong to this base", differences)
     tuned = compile(model, manifest.spec, example_inputs, manifest.seed, shared_with=shared_with)
-    problems = [*_misfits(tuned, manifest), *_mismatches(inserted_state(tuned), header)]
+    problems = [*_misfits(tuned, manifest), *_mismatches(inserted_state(tuned), header, file.name)]
     if problems:
         raise InterchangeError(f"{folder}: the adapter does not fit this base", problems)
     try:
-        saved = load_file(folder / TENSORS)
+        saved = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise InterchangeError(f"{folder / TENSORS}: not readable", [str(error)]) from error
+        raise InterchangeError(f"{file}: not readable", [str(error)]) from error
+    if ENTRY in saved and not torch.equal(saved[ENTRY], as_tensor(manifest)):
+        raise InterchangeError(f"{folder}: {MANIFEST} and {file.name} were not written together")
     state = inserted_state(tuned)
     shared = _shared_names(tuned, shared_with)
     changed = [name for name in sorted(shared) if _differ(saved[name], state[name])]
@@ -109,6 +113,12 @@ def _shared_names(tuned: nn.Module, other: nn.Module | None) -> set[str]:
 
 def _differ(saved: Tensor, tensor: Tensor) -> bool:
     return not tensor.is_meta and digest(saved) != digest(tensor)
+
+
+def tensors_of(folder: Path) -> Path:
+    """Returns the file of the tensors in a folder: what `save` wrote, or else that of a checkpoint."""
+    checkpoint = folder / CHECKPOINT
+    return checkpoint if checkpoint.exists() and not (folder / TENSORS).exists() else folder / TENSORS
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -164,11 +174,11 @@ def _misfits(tuned: nn.Module, manifest: Manifest) -> Iterator[str]:
         yield "the spec now gives another plan for this base than when the adapter was saved"
 
 
-def _mismatches(expected: Mapping[str, Tensor], header: Mapping[str, Entry]) -> Iterator[str]:
+def _mismatches(expected: Mapping[str, Tensor], header: Mapping[str, Entry], file: str) -> Iterator[str]:
     """Yields each tensor that is missing, not expected, or of another shape or dtype."""
     for name, tensor in expected.items():
         if name not in header:
-            yield f"{name} is missing from {TENSORS}"
+            yield f"{name} is missing from {file}"
             continue
         entry = header[name]
         if entry.shape != tuple(tensor.shape):
@@ -178,7 +188,7 @@ def _mismatches(expected: Mapping[str, Tensor], header: Mapping[str, Entry]) -> 
         elif entry.size != tensor.nbytes:
             yield f"{name} has {entry.size} bytes, its shape and dtype need {tensor.nbytes}"
     for name in header.keys() - expected.keys():
-        yield f"{name} is in {TENSORS}, but the spec inserts nothing of that name"
+        yield f"{name} is in {file}, but the spec inserts nothing of that name"
 
 
 def _size(path: Path) -> int:

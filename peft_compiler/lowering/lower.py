@@ -1,10 +1,9 @@
 """Plan x model to compiled model: copies, inserts, rewrites, freezes. The caller's model stays as it was."""
 
-import copy
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
+from peft_compiler.lowering.copies import AnyModule, copied
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.observing import observe
@@ -26,9 +26,6 @@ from peft_compiler.methods._prompts import StartsAtWords
 from peft_compiler.methods._routing import Router
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
 from peft_compiler.site import Projection, Site, Stack
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
-"""The class of a model, which what is made of it has too."""
 
 
 def lower(
@@ -66,19 +63,41 @@ def lower(
 
 
 def shared_copy(model: AnyModule) -> AnyModule:
-    """Returns a copy of `model` on the storage of its parameters, frozen; buffers are copied."""
+    """Returns a copy of `model` on the storage of its parameters, frozen; buffers are copied.
+
+    A forward that was put in the place of a module's own, and calls that one of the original, is left
+    behind: in the copy it would run the original.
+    """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         # A new object, so that freezing it does not freeze the caller's. Quantised weights are objects of
         # classes with a state of their own; they cannot require gradients and are shared as they are.
         plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
+
+
+def reference_of(tuned: AnyModule) -> AnyModule:
+    """Returns the base of a compiled model to compare it with, such as the reference of DPO.
+
+    It is plain, of the original class, and frozen. Its parameters are those of `tuned` themselves, not
+    only their values: they take no memory, and move wherever `tuned` moves.
+
+    Raises:
+        PeftCompilerError: If `tuned` is not a compiled model.
+    """
+    compilation_of(tuned)
+    kept = {id(parameter): parameter for name, parameter in tuned.named_parameters() if not is_inserted(name)}
+    return _without_insertions(copied(tuned, dict(kept)))
 
 
 def base_of(compiled: AnyModule) -> AnyModule:
     """Returns a plain model of the original classes, without insertions, on the same weights."""
-    base = shared_copy(compiled)
+    return _without_insertions(shared_copy(compiled))
+
+
+def _without_insertions(base: AnyModule) -> AnyModule:
+    """Returns a copy of a compiled model after taking out, in place, what was inserted."""
     base.__dict__.pop("compilation", None)
     for module in list(base.modules()):
         if isinstance(module, Rewritten):

@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
+from peft_compiler.lowering.copies import own_state
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour, opened_by
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.extend_input import open_graph
@@ -145,7 +146,7 @@ class Rewritten(GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Rewritten":
         new = object.__new__(type(self))
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        new.__dict__.update(copy.deepcopy(own_state(self), memo))
         return new
 
     def __copy__(self) -> "Rewritten":
@@ -154,7 +155,7 @@ class Rewritten(GraphModule):
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (self.original, self.flavour, self.rewriting.edits), self.__dict__
+        return _blank, (self.original, self.flavour, self.rewriting.edits), own_state(self)
 
 
 def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour: Flavour) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_compiler.interchange import load, save
+from peft_compiler.interchange import load
 from peft_compiler.merging import merge
 from peft_compiler.methods import NoMerge
+from peft_compiler.saving import save
 from peft_compiler.verifying.incremental import incremental_outputs
 from peft_compiler.verifying.outputs import distance, equal, run, tolerance
 from peft_compiler.verifying.subject import BrokenPromiseError, Subject

@@ -12,7 +12,7 @@ from torch import nn
 
 import peft_compiler as pc
 from peft_compiler.errors import InterchangeError
-from peft_compiler.interchange.save import inserted_state
+from peft_compiler.saving.save import inserted_state
 from tests import zoo
 from tests.interchange.trained import logits
 

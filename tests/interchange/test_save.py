@@ -44,7 +44,7 @@ def test_saving_twice_writes_the_same_bytes(tuned: nn.Module, saved: Path, tmp_p
 
 STEPS: dict[str, tuple[Any, str]] = {
     # The module, which the function of the same name hides.
-    "tensors": (import_module("peft_compiler.interchange.save"), "save_file"),
+    "tensors": (import_module("peft_compiler.saving.save"), "save_file"),
     "manifest": (Path, "write_text"),
     "flush": (os, "fsync"),
     "rename": (Path, "rename"),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import peft_compiler as pc
-from peft_compiler.interchange.save import inserted_state
 from peft_compiler.methods import RandLoRA, VeRA
 from peft_compiler.methods._frozen import FrozenPair, Uniform
+from peft_compiler.saving.save import inserted_state
 from peft_compiler.testing.places import examples
 from tests import zoo
 from tests.methods.peft_oracle import compare

@@ -19,21 +19,21 @@ PROMISES = (
     ),
     Mutant(
         "a crash while saving leaves the old folder",
-        "interchange/save.py",
+        "saving/save.py",
         "        old.rename(folder)\n        raise",
         "        raise",
         f"{SAVE}::test_a_failure_at_any_step_leaves_the_old_folder_or_none",
     ),
     Mutant(
         "a folder that holds something else is not overwritten",
-        "interchange/save.py",
+        "saving/save.py",
         "        if strangers:",
         "        if len(strangers) > 1:",
         f"{SAVE}::test_a_folder_that_holds_something_else_is_refused",
     ),
     Mutant(
         "only inserted parameters are saved",
-        "interchange/save.py",
+        "saving/save.py",
         "        if is_inserted(name):\n            owners.setdefault(id(tensor), name)",
         "        owners.setdefault(id(tensor), name)",
         f"{SAVE}::test_only_inserted_parameters_are_written",
@@ -47,7 +47,7 @@ PROMISES = (
     ),
     Mutant(
         "a base with another config is refused",
-        "interchange/fingerprint.py",
+        "saving/fingerprint.py",
         "            if mine != others:",
         "            if type(mine) is not type(others):",
         f"{LOAD}::test_another_base_is_refused_saying_what_differs",

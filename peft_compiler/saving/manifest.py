@@ -4,10 +4,12 @@ from typing import Literal
 
 from pydantic import BaseModel, JsonValue
 
-from peft_compiler.interchange.fingerprint import Fingerprint
+from peft_compiler.saving.fingerprint import Fingerprint
 
 MANIFEST = "adapter.json"
 TENSORS = "adapter.safetensors"
+CHECKPOINT = "model.safetensors"
+"""The tensors of a checkpoint folder, next to the manifest: trainers look for no other name."""
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):

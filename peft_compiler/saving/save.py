@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from peft_compiler.errors import InterchangeError
-from peft_compiler.interchange.fingerprint import Fingerprint
-from peft_compiler.interchange.manifest import MANIFEST, TENSORS, Manifest
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.plan import is_inserted
+from peft_compiler.plan import Plan, is_inserted
+from peft_compiler.saving.fingerprint import Fingerprint
+from peft_compiler.saving.manifest import MANIFEST, TENSORS, Manifest
 
 
 def save(tuned: nn.Module, folder: str | Path) -> None:
@@ -33,27 +33,36 @@ def save(tuned: nn.Module, folder: str | Path) -> None:
     compilation = compilation_of(tuned)
     tensors, plan = settled_state(tuned), compilation.plan.settled
     problems = [*_not_replaceable(folder)]
-    problems += [
-        f"{name} is on the meta device and has no values"
-        for name, tensor in tensors.items()
-        if tensor.is_meta
-    ]
+    problems += without_values(tensors)
     if problems:
         raise InterchangeError(f"{folder}: the adapter cannot be saved", problems)
-    manifest = Manifest(
+    try:
+        with _swapped_in(folder) as draft:
+            save_file(owned(tensors), draft / TENSORS)
+            write_manifest(manifest_of(tuned, plan), draft)
+    except OSError as error:
+        raise InterchangeError(f"{folder}: the adapter cannot be saved", [str(error)]) from error
+
+
+def manifest_of(tuned: nn.Module, plan: Plan) -> Manifest:
+    """Returns what says how `tuned` came about, with the plan that it has, or the one that is left of it."""
+    compilation = compilation_of(tuned)
+    return Manifest(
         spec=plan.spec.model_dump(mode="json", exclude_defaults=True),
         seed=compilation.seed,
         plan=plan.digest,
         base=Fingerprint.of(tuned, compilation.weights_digest),
     )
-    try:
-        with _swapped_in(folder) as draft:
-            # Clones, because tensors that share storage cannot be written apart.
-            owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            save_file(owned, draft / TENSORS)
-            (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InterchangeError(f"{folder}: the adapter cannot be saved", [str(error)]) from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes a manifest into a folder, for people to read too."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns copies on the CPU: tensors that share storage cannot be written apart."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def inserted_state(tuned: nn.Module) -> dict[str, Tensor]:
@@ -78,6 +87,13 @@ def settled_state(tuned: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def without_values(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yields which tensors have no values to write."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            yield f"{name} is on the meta device and has no values"
+
+
 def _not_replaceable(folder: Path) -> Iterator[str]:
     """Yields why `folder` may not be replaced."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -96,9 +112,9 @@ def _swapped_in(folder: Path) -> Generator[Path, None, None]:
     try:
         yield draft
         for path in (*draft.iterdir(), draft):
-            _flush(path)
+            flush(path)
         _swap(draft, folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -118,7 +134,7 @@ def _swap(draft: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Waits until `path` is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -52,7 +52,7 @@ class Fingerprint(BaseModel, frozen=True, extra="forbid"):
             model=type(model).__name__,
             config=json.loads(json.dumps(_essential(to_dict()), default=str)),
             structure=structure_of(model),
-            weights=_sha256(sorted(weights_digest.items())),
+            weights=digest_of_weights(weights_digest),
         )
 
     def differences(self, other: Self) -> Iterator[str]:
@@ -65,6 +65,11 @@ class Fingerprint(BaseModel, frozen=True, extra="forbid"):
                 yield f"the base's config has {field}={others!r}, the adapter's base had {mine!r}"
         if self.structure != other.structure:
             yield "the names, shapes or dtypes of the base's parameters are not those of the adapter's base"
+
+
+def digest_of_weights(weights_digest: Mapping[str, str]) -> str:
+    """Returns the SHA-256 of the digests of a base's parameters and buffers."""
+    return _sha256(sorted(weights_digest.items()))
 
 
 def structure_of(model: nn.Module) -> str:
