@@ -17,7 +17,14 @@ class Root(Rewritten):
 
     @override
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *others: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         # torch calls this on its way down from whatever module is above, before it fills in what is below.
         given = {
@@ -33,7 +40,9 @@ class Root(Rewritten):
             state_dict.pop(prefix + ENTRY, None)
             given.pop(ENTRY, None)
             state_dict.update({prefix + name: tensor for name, tensor in left_out(self, given).items()})
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @override
     def __reduce_ex__(self, protocol: Any) -> Any:
