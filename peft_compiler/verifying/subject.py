@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -42,8 +43,19 @@ class Subject:
     @classmethod
     def of(cls, tuned: nn.Module, compilation: Compilation) -> "Subject":
         """Returns the subject that `tuned` is."""
-        moved = moved_copy(tuned, MOVED_BY, seed=0)
-        return cls(tuned, compilation, base_of(tuned).eval(), moved.eval(), compilation.example_on(tuned))
+        moved, base = unwrapped(moved_copy(tuned, MOVED_BY, seed=0)), unwrapped(base_of(tuned))
+        return cls(tuned, compilation, base.eval(), moved.eval(), compilation.example_on(tuned))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Takes off, in place, what a trainer put around forwards, such as autocast, and returns the model.
+
+    It is no part of what was compiled, and nothing that writes the model to a file keeps it.
+    """
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), MethodType):
+            del module.__dict__["forward"]
+    return model
 
 
 def moved_copy(tuned: nn.Module, deviation: float, seed: int) -> nn.Module:
