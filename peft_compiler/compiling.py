@@ -15,6 +15,7 @@ from peft_compiler.errors import CaptureError, PlanError
 from peft_compiler.lowering.compilation import is_compiled
 from peft_compiler.lowering.copies import AnyModule
 from peft_compiler.lowering.lower import lower
+from peft_compiler.lowering.rewritten import Rewritten
 from peft_compiler.plan import Plan
 from peft_compiler.planning import make_plan
 from peft_compiler.saving.root import as_root
@@ -82,9 +83,11 @@ def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
             kind = type(tokenizer).__name__
             raise PlanError(f"the tokenizer is of type {kind}, expected an object that can `encode` a text")
         read = read.tokenized(tokenizer)
-    if is_compiled(model):
+    rewritten = next((path for path, module in model.named_modules() if isinstance(module, Rewritten)), None)
+    if rewritten is not None:
+        what = "is" if is_compiled(model) else f"holds, at '{rewritten}', what is"
         raise PlanError(
-            f"this {type(model).__name__} is compiled already; "
+            f"this {type(model).__name__} {what} compiled already; "
             "compile its base once, with one spec that holds every rule"
         )
     graph = capture(model, example_inputs)
