@@ -48,10 +48,13 @@ def without_bases(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
     roots = dict(compiled_in(model))
     if not roots:
         compilation_of(model)
-    kept = {name: tensor for name, tensor in state.items() if not _of_base(name, roots)}
-    for path, root in roots.items():
-        kept |= {path + ENTRY: checkpoint(root)[ENTRY]}
-    return kept
+    ours = {prefix: checkpoint(root) for prefix, root in roots.items()}
+    kept = {
+        name: tensor
+        for name, tensor in state.items()
+        if all(name[len(prefix) :] in ours[prefix] for prefix in ours if name.startswith(prefix))
+    }
+    return kept | {prefix + ENTRY: tensors[ENTRY] for prefix, tensors in ours.items()}
 
 
 def compiled_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -59,10 +62,6 @@ def compiled_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if is_compiled(module):
             yield f"{path}." if path else "", module
-
-
-def _of_base(name: str, prefixes: Mapping[str, nn.Module]) -> bool:
-    return any(name.startswith(prefix) and not is_inserted(name[len(prefix) :]) for prefix in prefixes)
 
 
 def as_tensor(manifest: Manifest) -> Tensor:
