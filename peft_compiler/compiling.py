@@ -11,9 +11,9 @@ from torch import nn
 from peft_compiler.analysis.capture import capture, capture_with_media
 from peft_compiler.analysis.find_sites import sites_of
 from peft_compiler.analysis.module_graph import ModuleGraph
+from peft_compiler.copies import AnyModule
 from peft_compiler.errors import CaptureError, PlanError
 from peft_compiler.lowering.compilation import is_compiled
-from peft_compiler.lowering.copies import AnyModule
 from peft_compiler.lowering.lower import lower
 from peft_compiler.lowering.rewritten import Rewritten
 from peft_compiler.plan import Plan

@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from peft_compiler.copies import AnyModule
 from peft_compiler.errors import MergeError
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.lowering.copies import AnyModule
 from peft_compiler.lowering.lower import base_of
 from peft_compiler.methods import NoMerge, Wiring
 from peft_compiler.methods._weights import TRANSPOSED, as_matrix

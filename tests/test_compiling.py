@@ -206,18 +206,6 @@ def test_compiling_a_compiled_model_is_refused() -> None:
         compile(tuned.model, "adapters after FFN")
 
 
-def test_two_specs_on_one_base_know_nothing_of_each_other() -> None:
-    model = zoo.build("llama")
-    first, second = compile(model, "LoRA on q"), compile(model, "LoRA r=2 on q; adapters after FFN")
-    expected = main_output(second(**zoo.inputs("llama")))
-    with torch.no_grad():
-        for parameter in first.parameters():
-            if parameter.requires_grad:
-                parameter.fill_(1.0)
-    assert torch.equal(main_output(second(**zoo.inputs("llama"))), expected)
-    assert not torch.equal(main_output(first(**zoo.inputs("llama"))), expected)
-
-
 @pytest.mark.parametrize(
     ("spec", "error"),
     [

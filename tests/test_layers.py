@@ -16,6 +16,7 @@ ORDER = (
     "rows",
     "site",
     "frames",
+    "copies",
     "methods",
     "registering",
     "spec",

@@ -1,6 +1,5 @@
 """Runs a model once and records its ops. The only file that knows how a model is recorded."""
 
-import copy
 import inspect
 import random
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from peft_compiler.analysis.media import inputs_with_media
 from peft_compiler.analysis.meta_mode import MetaFloats, is_real_type
 from peft_compiler.analysis.module_graph import ModuleFact, ModuleGraph
 from peft_compiler.analysis.recorder import Recorder
+from peft_compiler.copies import copied
 from peft_compiler.errors import CaptureError
 
 _COLLECTIONS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -143,7 +143,7 @@ def _without_weights(model: nn.Module) -> nn.Module:
             elif type(value) in _TABLES and not value:
                 # Most of a module are empty tables of hooks, and deepcopy takes long over each of them.
                 memo[id(value)] = type(value)()
-    twin = copy.deepcopy(model, memo).eval()
+    twin = copied(model, memo).eval()
     for config in {
         id(config): config for config in map(_config_of, twin.modules()) if config is not None
     }.values():

@@ -12,10 +12,10 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from peft_compiler.compiling import compile
+from peft_compiler.copies import AnyModule
 from peft_compiler.digests import digest
 from peft_compiler.errors import InterchangeError
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.lowering.copies import AnyModule
 from peft_compiler.saving.checkpoint import ENTRY, as_tensor
 from peft_compiler.saving.fingerprint import Fingerprint
 from peft_compiler.saving.manifest import CHECKPOINT, MANIFEST, TENSORS, Manifest

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_compiler.copies import AnyModule, copied
 from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
-from peft_compiler.lowering.copies import AnyModule, copied
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.observing import observe

@@ -20,9 +20,9 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from peft_compiler.copies import own_state
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
-from peft_compiler.lowering.copies import own_state
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour, opened_by
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.extend_input import open_graph

@@ -19,9 +19,9 @@ def copied(model: AnyModule, memo: dict[int, Any]) -> AnyModule:
     module's class takes its place again.
     """
     new = copy.deepcopy(model, memo)
-    for original, module in zip(model.modules(), new.modules(), strict=True):
-        if holds_its_module(original):
-            module.__dict__.pop("forward", None)
+    for path, module in model.named_modules():
+        if holds_its_module(module):
+            new.get_submodule(path).__dict__.pop("forward", None)
     return new
 
 
