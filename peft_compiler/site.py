@@ -132,6 +132,8 @@ class Core:
         source_width: Size of the last axis of that.
         scores: The product of queries and keys, where the attention is spelt out.
         context: The product of probabilities and values, likewise.
+        windows: Which axis of the scores counts windows that the keys are cut into: 1, before the
+            heads, or 2, behind them; None where there are none.
         obstacle: Why nothing can join this attention, or None.
     """
 
@@ -147,6 +149,7 @@ class Core:
     source_width: int = 0
     scores: Anchor | None = None
     context: Anchor | None = None
+    windows: int | None = None
     obstacle: str | None = None
 
     @property

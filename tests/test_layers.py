@@ -14,6 +14,7 @@ ORDER = (
     "digests",
     "role",
     "rows",
+    "letters",
     "site",
     "frames",
     "copies",

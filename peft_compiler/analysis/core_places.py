@@ -11,6 +11,7 @@ from peft_compiler.analysis.roles.fused_rows import RowProbe, is_unknown
 from peft_compiler.analysis.roles.head_widths import find_head_widths
 from peft_compiler.analysis.roles.linears import Dataflow
 from peft_compiler.analysis.roles.obstacles import find_obstacle
+from peft_compiler.analysis.roles.windows import find_windows
 from peft_compiler.site import Anchor, Core, Projector, Role
 
 
@@ -40,6 +41,7 @@ def place_of_core(flow: Dataflow, attention: Attention, probe: RowProbe) -> Core
         values=values,
         scores=of_scores[0] if of_scores else None,
         context=of_scores[1] if of_scores else None,
+        windows=find_windows(flow, attention),
         obstacle=_called_again(flow, attention, path) or find_obstacle(flow, attention),
     )
 

@@ -54,6 +54,8 @@ def extend_attention(graph: Graph, core: Core, prompts: Node) -> None:
     elif op_name(op) == _FUSED:
         op.target = prompted_attention
         op.args = ((prompts,), core.learned_bias, *op.args)
+        if core.windows is not None:
+            op.kwargs = {**op.kwargs, "windows": core.windows}
     else:
         _extend_softmax(graph, core, op, prompts)
 
@@ -124,9 +126,10 @@ def _extend_softmax(graph: Graph, core: Core, softmax: Node, prompts: Node) -> N
 def add_after(graph: Graph, core: Core, spelt: SpeltOut, probabilities: Node, prompts: Any) -> Node:
     """Adds the values of `prompts` under their `probabilities` to the context; returns the call that does."""
     context = spelt.context.node
+    settings = (core.heads,) if core.windows is None else (core.heads, core.windows)
     with graph.inserting_before(max(context, probabilities).next):
         by_heads = spelt.by_heads(graph)
-        extended = graph.call_function(add_prompt_values, (by_heads, probabilities, (prompts,), core.heads))
+        extended = graph.call_function(add_prompt_values, (by_heads, probabilities, (prompts,), *settings))
         result = spelt.as_before(graph, extended)
     result.meta.update({key: context.meta[key] for key in ("shape", "dtype")})
     first = extended if by_heads is context else by_heads
@@ -137,7 +140,8 @@ def add_after(graph: Graph, core: Core, spelt: SpeltOut, probabilities: Node, pr
 def scores_of_prompts(graph: Graph, core: Core, spelt: SpeltOut, prompts: Any) -> tuple[Node, Node]:
     """Returns the call that scores prompts, and what becomes of it on the way that the keys' scores take."""
     factor = spelt.scores.factor
-    given = graph.call_function(prompt_scores, (spelt.queries(graph), (prompts,), core.heads, factor))
+    settings = (core.heads, factor) if core.windows is None else (core.heads, factor, core.windows)
+    given = graph.call_function(prompt_scores, (spelt.queries(graph), (prompts,), *settings))
     ends = (spelt.scores.node, spelt.logits)
     return given, _follow(graph, spelt.way_in, ends, given, skip=_SAME_VALUES | _ADDITIVE)
 

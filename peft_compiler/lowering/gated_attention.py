@@ -35,12 +35,12 @@ def gate_attention(graph: Graph, core: Core, prompts: Node, gates: Node) -> None
         spelt = spelt_out(graph, op, core)
         with graph.inserting_before(op):
             _, scores = scores_of_prompts(graph, core, spelt, pair)
-            probabilities = graph.call_function(gated_softmax, (scores, gates, core.heads))
+            probabilities = graph.call_function(gated_softmax, (scores, gates, core.heads, core.windows))
         add_after(graph, core, spelt, probabilities, pair)
     else:
         query = op.args[2 if op.target is prompted_attention else 0]
         with graph.inserting_after(op):
-            settings = (query, (pair,), gates, op.kwargs.get("scale"))
+            settings = (query, (pair,), gates, op.kwargs.get("scale"), core.windows)
             extended = graph.call_function(add_gated_attention, (op, *settings))
         op.replace_all_uses_with(extended, delete_user_cb=lambda user: user is not extended)
 

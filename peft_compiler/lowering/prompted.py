@@ -61,20 +61,25 @@ def prompted_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    windows: int | None = None,
 ) -> Tensor:
-    """`scaled_dot_product_attention` over prompts and keys: every query sees every prompt."""
-    keys, values = join_prompts(prompts, key.shape[-3], key)
+    """`scaled_dot_product_attention` over prompts and keys: every query sees every prompt.
+
+    Windows may lie before the heads (in axis 1) or behind them (in axis 2), and see the same prompts.
+    """
+    keys, values = join_prompts(prompts, key.shape[1 if windows == 2 else -3], key)
+    keys, values = _in_windows(keys, windows), _in_windows(values, windows)
     length = keys.shape[-2]
     if is_causal:
         # What the flag means to torch: aligned at the upper left corner.
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
         attn_mask = _extended(attn_mask, length, key.shape[-2], learned_bias)
-    batch = key.shape[:-3]
+    rows = key.shape[:-2]
     return F.scaled_dot_product_attention(
         query,
-        torch.cat([keys.expand(*batch, *keys.shape[-3:]), key], -2),
-        torch.cat([values.expand(*batch, *values.shape[-3:]), value], -2),
+        torch.cat([keys.expand(*rows, *keys.shape[-2:]), key], -2),
+        torch.cat([values.expand(*rows, *values.shape[-2:]), value], -2),
         attn_mask=attn_mask,
         dropout_p=dropout_p,
         scale=scale,
@@ -90,15 +95,17 @@ def _extended(mask: Tensor, length: int, keys: int, learned: bool) -> Tensor:
     return torch.cat([prompt_bias(mask, learned).expand(shape), mask], -1)
 
 
-def prompt_scores(query: Tensor, prompts: Prompts, heads: int, factor: float | None) -> Tensor:
+def prompt_scores(
+    query: Tensor, prompts: Prompts, heads: int, factor: float | None, windows: int | None = None
+) -> Tensor:
     """Returns the scores of prompts, (batch, heads, queries, n), times `factor`.
 
-    The query is (batch, heads, queries, width), or has its first two axes flattened, or has an
-    axis for windows behind the heads, as the scores then have. Without a factor, that of
+    The query is (batch, heads, queries, width), or has its first two axes flattened, or has
+    `windows` in axis 1 or 2, as the scores then have. Without a factor, that of
     `scaled_dot_product_attention` is taken.
     """
     query = query.unflatten(0, (-1, heads)) if query.dim() == 3 else query
-    keys = _in_windows(join_prompts(prompts, heads, query)[0], query)
+    keys = _in_windows(join_prompts(prompts, heads, query)[0], windows)
     scores = query @ keys.transpose(-1, -2)
     return scores * (query.shape[-1] ** -0.5 if factor is None else factor)
 
@@ -115,10 +122,12 @@ def joint_softmax(
     return probabilities[..., length:], probabilities[..., :length]
 
 
-def add_prompt_values(context: Tensor, probabilities: Tensor, prompts: Prompts, heads: int) -> Tensor:
+def add_prompt_values(
+    context: Tensor, probabilities: Tensor, prompts: Prompts, heads: int, windows: int | None = None
+) -> Tensor:
     """Returns `context` plus what the prompts' values contribute under `probabilities`."""
     flat = _by_heads(probabilities, heads)
-    values = _in_windows(join_prompts(prompts, heads, flat)[1], flat)
+    values = _in_windows(join_prompts(prompts, heads, flat)[1], windows)
     return context + (flat @ values).reshape(context.shape).to(context.dtype)
 
 
@@ -129,29 +138,43 @@ def _by_heads(probabilities: Tensor, heads: int) -> Tensor:
     return probabilities.reshape(-1, heads, *probabilities.shape[-2:])
 
 
-def _in_windows(prompts: Tensor, like: Tensor) -> Tensor:
-    """Returns (..., heads, n, width) with an axis for windows behind the heads where `like` has one."""
-    return prompts.unsqueeze(-3) if like.dim() == 5 else prompts
+def _in_windows(prompts: Tensor, windows: int | None) -> Tensor:
+    """Returns (..., heads, n, width) with an axis for windows where there are some: in axis 1 or 2."""
+    return prompts if windows is None else prompts.unsqueeze(-3 if windows == 2 else -4)
+
+
+def _by_head(gates: Tensor, like: Tensor, windows: int | None) -> Tensor:
+    """Returns one gate a head, so shaped that it goes with probabilities."""
+    behind = like.dim() - 2 - (windows == 1)
+    return gates.to(like.dtype).view(-1, *[1] * behind)
 
 
 def add_gated_attention(
-    context: Tensor, query: Tensor, prompts: Prompts, gates: Tensor, scale: float | None
+    context: Tensor,
+    query: Tensor,
+    prompts: Prompts,
+    gates: Tensor,
+    scale: float | None,
+    windows: int | None = None,
 ) -> Tensor:
     """Returns the result of `scaled_dot_product_attention` plus what its queries find in prompts apart.
 
     Where the queries of a group stand one after another, (batch, key_heads, group, width), so
     do their gates.
     """
-    heads = query.shape[1]
-    probabilities = prompt_scores(query, prompts, heads, scale).softmax(-1)
-    shares = probabilities * gates.to(probabilities.dtype).view(heads, -1, 1)
-    return add_prompt_values(context, shares, prompts, heads)
+    heads = query.shape[2 if windows == 1 else 1]
+    probabilities = prompt_scores(query, prompts, heads, scale, windows).softmax(-1)
+    if windows is None:
+        shares = probabilities * gates.to(probabilities.dtype).view(heads, -1, 1)
+    else:
+        shares = probabilities * _by_head(gates, probabilities, windows)
+    return add_prompt_values(context, shares, prompts, heads, windows)
 
 
-def gated_softmax(scores: Tensor, gates: Tensor, heads: int) -> Tensor:
+def gated_softmax(scores: Tensor, gates: Tensor, heads: int, windows: int | None = None) -> Tensor:
     """Returns the probabilities of prompts, (batch, heads, queries, n), times the gate of each head."""
     probabilities = _by_heads(scores, heads).softmax(-1)
-    return probabilities * gates.to(scores.dtype).view(heads, *[1] * (probabilities.dim() - 2))
+    return probabilities * _by_head(gates, probabilities, windows)
 
 
 def by_head(projected: Tensor, heads: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
+from peft_compiler.letters import spelt_letters
 from peft_compiler.site import Anchor, Core
 
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
@@ -157,8 +158,8 @@ def _contraction(
     if op_name(node) == "einsum":
         equation, *operands = node.args
         left, right = operands if len(operands) == 2 else operands[0]  # pyright: ignore
-        terms, _, out = str(equation).replace(" ", "").partition("->")
-        return Contraction(node, left, right, (*terms.split(","), out))  # pyright: ignore
+        letters = spelt_letters(str(equation), len(left.meta["shape"]))  # pyright: ignore
+        return Contraction(node, left, right, letters)  # pyright: ignore
     if op_name(node) == "baddbmm":
         # torch.baddbmm(input, batch1, batch2, beta, alpha), or the method of `input`
         batches = [

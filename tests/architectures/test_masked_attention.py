@@ -73,6 +73,33 @@ class InWindows(Attends):
         return (self.shares(q @ k.mT) @ v).flatten(2, 3).transpose(1, 2).flatten(2)
 
 
+class WindowsFirst(Attends):
+    """Windows lie before the heads, and letters leave out what is alike."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (2, -1)).permute(0, 2, 3, 1, 4) for part in (q, k, v))
+        shares = self.shares(torch.einsum("...qhd,...khd->...hqk", q, k))
+        return torch.einsum("...hqk,...khd->...qhd", shares, v).flatten(1, 2).flatten(2)
+
+
+class FusedInWindows(InWindows):
+    """In one op."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (2, -1)) for part in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        return mixed.flatten(2, 3).transpose(1, 2).flatten(2)
+
+
+class FusedWindowsFirst(InWindows):
+    """In one op."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        return mixed.transpose(2, 3).flatten(1, 2).flatten(2)
+
+
 class InPaddedWindows(Attends):
     """Windows reach over the last key, and are padded."""
 
@@ -136,6 +163,9 @@ KINDS = [
     NoLessThanTheLeast,
     ShapedAsTheScores,
     InWindows,
+    WindowsFirst,
+    FusedInWindows,
+    FusedWindowsFirst,
     InPaddedWindows,
     InAnImage,
     PositionsFirst,
@@ -151,13 +181,18 @@ def test_every_promise_is_kept(kind: type[nn.Module]) -> None:
     assert report.ok, str(report)
 
 
-def test_every_window_sees_the_prompts() -> None:
+@pytest.mark.parametrize("kind", [InWindows, WindowsFirst, FusedInWindows, FusedWindowsFirst])
+@pytest.mark.parametrize("spec", ["deep prompts length=3", "llama-adapter length=2"])
+def test_every_window_sees_the_prompts(kind: type[Attends], spec: str) -> None:
     torch.manual_seed(0)
-    base, x = InWindows(), torch.randn(3, LENGTH, HIDDEN)
-    tuned = pc.compile(base, "deep prompts length=3", x)
-    halves = pc.compile(copy_of(base), "deep prompts length=3", x[:, :3])
-    prompts = tuned.get_submodule("inserted.core_deep_prompts")
-    halves.get_submodule("inserted.core_deep_prompts").load_state_dict(prompts.state_dict())
+    base, x = kind(), torch.randn(3, LENGTH, HIDDEN)
+    # As many windows as heads: no shape tells them apart.
+    tuned = pc.compile(base, spec, x)
+    halves = pc.compile(copy_of(base), spec, x[:, :3])
+    stir(tuned)
+    (inserted,) = tuned.get_submodule("inserted").children()
+    (other,) = halves.get_submodule("inserted").children()
+    other.load_state_dict(inserted.state_dict())
     torch.testing.assert_close(tuned(x), torch.cat([halves(x[:, :3]), halves(x[:, 3:])], 1))
 
 

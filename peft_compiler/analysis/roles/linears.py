@@ -10,6 +10,7 @@ from torch import fx
 from peft_compiler.analysis.module_graph import ModuleGraph, fact
 from peft_compiler.analysis.ops import CONTRACTIONS, CONVOLUTIONS, argument, kind, tensors
 from peft_compiler.analysis.roles.taint import Taint, find_taint
+from peft_compiler.letters import spelt_letters
 
 _WEIGHT_IS_SECOND = CONVOLUTIONS | {"linear", "addmm"}
 
@@ -46,7 +47,7 @@ class Linear:
     def letters(self) -> tuple[str, str, str] | None:
         """The letters of data, weight and output where the op is an einsum, else None."""
         letters = letters_of(self.node)
-        if letters is None:
+        if letters is None or "." in str(self.node.args[0]):
             return None
         left, right, out = letters
         return (right, left, out) if self.weight_first else (left, right, out)
@@ -129,11 +130,9 @@ def find_dataflow(graph: ModuleGraph) -> Dataflow:
 def letters_of(node: fx.Node) -> tuple[str, str, str] | None:
     """Returns the letters of both operands and of the result of an einsum; None for anything else."""
     equation = node.args[0] if kind(node) == "einsum" else None
-    if not isinstance(equation, str) or "->" not in equation or "." in equation or equation.count(",") != 1:
+    if not isinstance(equation, str) or "->" not in equation or equation.count(",") != 1:
         return None
-    terms, out = equation.replace(" ", "").split("->")
-    left, right = terms.split(",")
-    return left, right, out
+    return spelt_letters(equation, len(fact(tensors(node)[0]).shape))
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

@@ -9,18 +9,16 @@ from torch import Tensor, fx
 from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import ATTENTION, argument, kind
 from peft_compiler.analysis.roles.attention import Attention
-from peft_compiler.analysis.roles.batches import find_batch_axis
 from peft_compiler.analysis.roles.linears import Dataflow, letters_of
 from peft_compiler.analysis.roles.nearest import behind
 from peft_compiler.analysis.roles.replay import (
     ELSEWHERE,
-    Origins,
     index_along,
     moves,
     replay,
     with_destinations,
 )
-from peft_compiler.site import Role
+from peft_compiler.analysis.roles.windows import find_windows, has_heads_behind_batch
 
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze"})
 """Ops after which all numbers come in the same order as before."""
@@ -29,12 +27,16 @@ _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "contiguous", 
 def find_obstacle(flow: Dataflow, attention: Attention) -> str | None:
     """Returns the first reason why keys cannot be put in front of an attention's own; None without any.
 
-    An attention that is one op is what the op says. One that is spelt out is taken to be
-    softmax(scores) values only where this is seen: each key has one column of the scores, in
-    order, from their product to the softmax and on to the values, and the scores are laid out
-    as (batch, heads, queries, keys), with the first two axes as one, or with windows behind the heads.
+    An attention that is one op is what the op says, but for windows. One that is spelt out is
+    taken to be softmax(scores) values only where this is seen: each key has one column of the
+    scores, in order, from their product to the softmax and on to the values, and the scores are
+    laid out as (batch, heads, queries, keys), with the first two axes as one, or with windows
+    before or behind the heads.
     """
-    return None if kind(attention.meeting.core) == ATTENTION else next(_obstacles(flow, attention), None)
+    if kind(attention.meeting.core) == ATTENTION:
+        axes = len(fact(attention.meeting.query).shape)
+        return next(_unknown_heads(flow, attention, axes), None) if axes == 5 else None
+    return next(_obstacles(flow, attention), None)
 
 
 def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
@@ -62,7 +64,14 @@ def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
         yield "its probabilities do not go to the values with one column for each key"
     elif any(stop in flow.products for stop in behind(flow, meeting.value).stops):
         yield "its values are products themselves, as where attention is approximated"
-    elif not _has_heads_behind_batch(flow, attention, scores):
+    else:
+        yield from _unknown_heads(flow, attention, len(fact(scores).shape))
+
+
+def _unknown_heads(flow: Dataflow, attention: Attention, axes: int) -> Iterator[str]:
+    if axes == 5 and find_windows(flow, attention) is None:
+        yield "it is not known which of its axes are heads, and which are windows"
+    elif axes != 5 and not has_heads_behind_batch(flow, attention):
         yield "its heads do not lie right behind the batch"
 
 
@@ -87,16 +96,16 @@ def _is_known_product(
 
 
 def _are_scores(queries: str, keys: str, out: str) -> bool:
-    if len(out) != 4 or len(queries) != 4 or len(keys) != 4:
+    if len(out) not in (4, 5) or not len(out) == len(queries) == len(keys):
         return False
-    shared, query, key = out[:2], out[2], out[3]
+    shared, query, key = out[:-2], out[-2], out[-1]
     return set(shared) <= set(queries) & set(keys) and query not in keys and key not in queries
 
 
 def _is_context(probabilities: str, values: str, out: str) -> bool:
-    if len(probabilities) != 4 or len(values) != 4 or len(out) != 4:
+    if len(out) not in (4, 5) or not len(out) == len(probabilities) == len(values):
         return False
-    shared, query, key = probabilities[:2], probabilities[2], probabilities[3]
+    shared, query, key = probabilities[:-2], probabilities[-2], probabilities[-1]
     return set(shared) <= set(values) & set(out) and query not in values and key in values and key not in out
 
 
@@ -134,46 +143,3 @@ def _is_in_order(arrived: Tensor) -> bool:
     rows = arrived.flatten(0, -2)
     own = rows[:, rows[0] != ELSEWHERE]
     return own.shape[1] > 0 and bool((own == torch.arange(own.shape[1])).all())
-
-
-def _has_heads_behind_batch(flow: Dataflow, attention: Attention, scores: fx.Node) -> bool:
-    """Whether features of the keys vary from head to head, and not along the batch; so if unknown."""
-    key = attention.meeting.key
-    projections = attention.projections[Role.KEY]
-    if len(projections) != 1:
-        return True
-    linear = projections[0].linear
-    probe = None if linear.axes[1] > 1 else index_along(fact(linear.node).shape, linear.feature_axis)
-    region = with_destinations(behind(flow, key).passed)
-    # From 1, so that it is not taken for padding, which is zero.
-    arrived: Origins = () if probe is None else replay({linear.node: probe + 1}, region, key)
-    letters = letters_of(scores)
-    for tensor in arrived:
-        if letters is not None:
-            left, right, out = letters
-            own = right if flow.products[scores][1] is key else left
-            by_batch = [tensor.movedim(own.index(out[0]), 0)]
-        elif tensor.dim() == 5:  # windows behind the heads are alike, as examples are
-            by_batch = [tensor.transpose(1, 2).flatten(0, 1)]
-        elif tensor.dim() == 4:
-            by_batch = [tensor]
-        else:
-            by_batch = [
-                tensor.unflatten(0, (batch, -1)) if len(tensor) % batch == 0 else tensor
-                for batch in _lengths_of_batch(flow, linear.node)
-            ]
-        if not any(_are_alike(each) for each in by_batch):
-            return False
-    return True
-
-
-def _are_alike(examples: Tensor) -> bool:
-    """Whether the same arrives for each example; padding is left out, since it is of no key."""
-    own = examples > 0
-    return bool((examples == examples.amax(0, keepdim=True))[own].all())
-
-
-def _lengths_of_batch(flow: Dataflow, value: fx.Node) -> tuple[int, ...]:
-    """Returns how long the batch is in a value, or may be where that is not told apart."""
-    axis, shape = find_batch_axis(flow.graph, value), fact(value).shape
-    return shape[:-1] if axis is None else shape[axis : axis + 1]

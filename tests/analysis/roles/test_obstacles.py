@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 import peft_compiler as pc
 from peft_compiler.site import Core, Role, Site
 
-HEADS, WIDTH, LENGTH = 2, 4, 6
+HEADS, WIDTH, LENGTH = 4, 2, 6
 HIDDEN = HEADS * WIDTH
 BLOCK = 3
 
@@ -58,7 +58,7 @@ class WithGroups(Attends):
     """The heads lie in two axes."""
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(1, (1, -1)) for part in (q, k, v))
+        q, k, v = (part.unflatten(1, (2, -1)) for part in (q, k, v))
         return ((q @ k.mT).softmax(-1) @ v).flatten(1, 2)
 
 
@@ -76,6 +76,29 @@ class InWindows(Attends):
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (part.unflatten(2, (-1, BLOCK)) for part in (q, k, v))
         return ((q @ k.mT).softmax(-1) @ v).flatten(2, 3)
+
+
+class WindowsFirst(Attends):
+    """Windows lie before the heads, and letters leave out what is alike."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (-1, BLOCK)).permute(0, 2, 3, 1, 4) for part in (q, k, v))
+        shares = einsum("...qhd,...khd->...hqk", q, k).softmax(-1)
+        return einsum("...hqk,...khd->...qhd", shares, v).flatten(1, 2).transpose(1, 2)
+
+
+class FusedInWindows(Attends):
+    """As many windows as heads, behind the heads."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.repeat(1, 1, 2, 1).unflatten(2, (HEADS, BLOCK)) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).flatten(2, 3)[:, :, :LENGTH]
+
+
+class FusedWithGroups(Attends):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(1, (2, -1)) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).flatten(1, 2)
 
 
 class InPaddedWindows(Attends):
@@ -155,7 +178,10 @@ OBSTACLES = {
     WithASink: None,
     ByColumns: "its softmax runs over axis -2 of 4, not over the last one",
     InBlocks: BLOCKS,
-    WithGroups: "its heads do not lie right behind the batch",
+    WithGroups: "it is not known which of its axes are heads, and which are windows",
+    WindowsFirst: None,
+    FusedInWindows: None,
+    FusedWithGroups: "it is not known which of its axes are heads, and which are windows",
     WithMoreAxes: "its scores have 6 axes; expected (batch, heads, queries, keys)",
     InWindows: None,
     InPaddedWindows: None,
