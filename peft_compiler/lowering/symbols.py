@@ -194,10 +194,11 @@ def plain_values(value: Any) -> Any:
     return value
 
 
-def _is_table(module: nn.Module, value: Any) -> bool:
+def _is_table(name: str, value: Any) -> bool:
     """Whether a value that a module holds is a dict of tensors of its own making."""
-    is_torchs = any(value is table for table in (module._parameters, module._buffers))
-    return type(value) is dict and not is_torchs and any(isinstance(each, Tensor) for each in value.values())
+    if type(value) is not dict or name in ("_parameters", "_buffers"):
+        return False
+    return any(isinstance(each, Tensor) for each in value.values())  # pyright: ignore[reportUnknownVariableType]
 
 
 @contextmanager
@@ -211,7 +212,7 @@ def plain_attributes(module: nn.Module) -> Generator[None]:
         LoweringError: If the forward reads such a table and does not fill it.
     """
     before = dict(vars(module))
-    tables = [(table, dict(table)) for table in before.values() if _is_table(module, table)]
+    tables = [(table, dict(table)) for name, table in before.items() if _is_table(name, table)]
     for table, _ in tables:
         table.clear()
     try:

@@ -138,10 +138,17 @@ ANALYSIS = (
     ),
     Mutant(
         "padding of windows is no key",
-        "analysis/roles/obstacles.py",
+        "analysis/roles/windows.py",
         "own = examples > 0",
         "own = examples >= 0",
         "analysis/roles/test_obstacles.py::test_an_obstacle_is_named",
+    ),
+    Mutant(
+        "windows before the heads are told from windows behind them",
+        "analysis/roles/windows.py",
+        "for heads in (1, 2) if",
+        "for heads in (1, 2) if True or",
+        "architectures/test_masked_attention.py::test_every_window_sees_the_prompts",
     ),
     Mutant(
         "what moves numbers changes their order",
