@@ -57,7 +57,8 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     norms = find_norms(flow)
     towers, stacks = find_towers(flow, blocks, attentions), find_stacks(flow, blocks, norms)
     survey = Survey(flow, blocks, towers, stacks, probe, find_dead_ends(graph))
-    taken = {*outputs, *(part.linear.node for branch in branches for part in branch.parts)}
+    taken = {*outputs, *(branch.end for branch in branches)}
+    taken |= {part.linear.node for branch in branches for part in branch.parts}
     heads = find_heads(flow, lambda node: node in taken or blocks.holding(fact(node).module) is not None)
     lookups = find_lookups(flow)
     entrances = find_entrances(flow, blocks, attentions, lookups)

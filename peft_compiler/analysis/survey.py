@@ -100,10 +100,12 @@ class Survey:
 
     def of_branch(self, branch: Branch) -> Iterator[Found]:
         """Yields the projections of a feed-forward layer or a mixer."""
-        end = self._told(branch.down)
+        fed = branch.end
         for part in branch.parts:
-            after = "residual add" if part.linear.node is branch.down else end
-            evidence = f"{_way(self._told(part.linear.node), part.way)} {after}"
+            node, is_output = part.linear.node, part.role in (Role.DOWN, Role.MIXER_OUTPUT)
+            after = "residual add" if node is branch.end else self._told(branch.end if is_output else fed)
+            fed = node if is_output else fed
+            evidence = f"{_way(self._told(node), part.way)} {after}"
             yield from self._projection(part.role, part.linear, part.rows, (evidence,))
 
     def of_joining(self, joining: Joining) -> Iterator[Found]:

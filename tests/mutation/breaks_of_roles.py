@@ -26,4 +26,25 @@ ROLES = (
         "return False",
         f"{_BESIDE}::test_learned_weights_of_states_are_no_attention",
     ),
+    Mutant(
+        "a feed-forward layer may give its output to one more projection",
+        "analysis/roles/feed_forward.py",
+        "return _within(search, end, inner)",
+        "return None",
+        "analysis/roles/test_feed_forward.py::test_a_feed_forward_layer_may_lie_between_two_more_projections",
+    ),
+    Mutant(
+        "a mixer's inputs are read from the sum that it is applied to",
+        "analysis/roles/feed_forward.py",
+        "return node not in search.residuals",
+        "return True",
+        "architectures/test_shared_block.py::test_roles_of_the_shared_block_and_of_the_mixers",
+    ),
+    Mutant(
+        "several projections may make gate and up together",
+        "analysis/roles/feed_forward.py",
+        "if list(left.linears) == list(right.linears):",
+        "if list(left.linears) == list(right.linears) and len(left.linears) == 1:",
+        "architectures/test_shared_block.py::test_roles_of_the_shared_block_and_of_the_mixers",
+    ),
 )

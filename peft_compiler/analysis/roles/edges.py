@@ -70,7 +70,7 @@ def find_joinings(
     Sub-layers that are summed first, such as attention and feed-forward in parallel, join
     where each is first added; sums of the same kind, such as experts, join as one.
     """
-    ends = {branch.down: _End(branch.down, branch.role, False) for branch in branches}
+    ends = {branch.end: _End(branch.end, branch.role, False) for branch in branches}
     for attention in attentions:
         end = attention.output.node if attention.output else attention.meeting.context
         ends[end] = _End(end, Role.ATTENTION, attention.cross)

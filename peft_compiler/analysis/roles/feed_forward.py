@@ -37,13 +37,24 @@ class Branch:
 
     Attributes:
         role: `FEED_FORWARD` or `MIXER`.
-        parts: Its projections, those nearest to the stream last.
-        down: The projection that it ends in.
+        parts: Its projections, each before those that feed it.
+        end: The projection that its output comes from: the one down, or one more behind that.
     """
 
     role: Role
     parts: tuple[Part, ...]
-    down: fx.Node
+    end: fx.Node
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The residual add whose branch is looked at, and what else there is in the graph."""
+
+    flow: Dataflow
+    residual: Residual
+    residuals: Mapping[fx.Node, Residual]
+    attention_outputs: Collection[fx.Node]
+    probe: RowProbe
 
 
 def find_branches(
@@ -56,18 +67,18 @@ def find_branches(
     found: dict[fx.Node, Branch | None] = {}
     nearby: dict[fx.Node, Branch] = {}
     for residual in residuals.values():
+        search = _Search(flow, residual, residuals, attention_outputs, probe)
         ends = behind(flow, residual.branch, residual.floor)
-        for down in ends.linears:
-            if down in attention_outputs:
-                found[down] = None
-            elif down not in found:
-                branch = _as_branch(flow, residual, residuals, down, ends, probe)
+        for end in ends.linears:
+            if end in attention_outputs:
+                found[end] = None
+            elif end not in found:
+                branch = _as_branch(search, end, ends)
                 if branch is not None:
-                    found[down] = branch
+                    found[end] = branch
                     if branch.role is Role.MIXER and _mixes_only_nearby(flow, branch):
-                        mixed = frozenset(branch.parts[1].way)
-                        other = _as_branch(flow, residual, residuals, down, ends, probe, mixed)
-                        nearby |= {down: other} if other is not None else {}
+                        other = _as_branch(search, end, ends, frozenset(branch.parts[1].way))
+                        nearby |= {end: other} if other is not None else {}
     return tuple(_stands_for(found, nearby))
 
 
@@ -92,31 +103,39 @@ def _mixes_only_nearby(flow: Dataflow, branch: Branch) -> bool:
 
 
 def _as_branch(
-    flow: Dataflow,
-    residual: Residual,
-    residuals: Mapping[fx.Node, Residual],
-    down: fx.Node,
-    ends: Behind,
-    probe: RowProbe,
-    mixed: frozenset[fx.Node] = frozenset(),
+    search: _Search, end: fx.Node, ends: Behind, mixed: frozenset[fx.Node] = frozenset()
 ) -> Branch | None:
-    """Returns the branch that ends in `down`, if it is one; what is in `mixed` does not make it a mixer."""
-    linear = flow.linears[down]
+    """Returns the branch that ends in `end`, if it is one; what is in `mixed` does not make it a mixer."""
+    flow, residual = search.flow, search.residual
+    linear = flow.linears[end]
     inner = behind(flow, linear.data, residual.floor)
     if not inner.linears:
         return None
-    way = ends.way(down)
+    way = ends.way(end)
     mixing = tuple(node for node in _mixing(flow, linear, inner) if node not in mixed)
     if mixing:
-        inputs = _first_linears(flow, residual, linear.data)
+        inputs = _first_linears(search, linear.data)
         parts = [Part(Role.MIXER_INPUT, entry, None, mixing) for entry in inputs]
-        return Branch(Role.MIXER, (Part(Role.MIXER_OUTPUT, linear, None, way), *parts), down)
-    if any(node in residuals for node in inner.passed) or not _is_nonlinear(inner):
+        return Branch(Role.MIXER, (Part(Role.MIXER_OUTPUT, linear, None, way), *parts), end)
+    if any(node in search.residuals for node in inner.passed):
         return None
-    parts = _gate_and_up(flow, residual.floor, inner, probe) or tuple(
+    if not _is_nonlinear(inner):
+        return _within(search, end, inner)
+    parts = _gate_and_up(flow, residual.floor, inner, search.probe) or tuple(
         Part(Role.UP, flow.linears[node], None, inner.way(node)) for node in inner.linears
     )
-    return Branch(Role.FEED_FORWARD, (Part(Role.DOWN, linear, None, way), *parts), down)
+    return Branch(Role.FEED_FORWARD, (Part(Role.DOWN, linear, None, way), *parts), end)
+
+
+def _within(search: _Search, end: fx.Node, inner: Behind) -> Branch | None:
+    """Returns the feed-forward layer whose output only goes through one more projection, `end`.
+
+    Experts of a narrower stream give their sum to one, and so does the shared block of Zamba.
+    """
+    downs = [node for node in inner.linears if node not in search.attention_outputs]
+    found = [branch for down in downs if (branch := _as_branch(search, down, inner)) is not None]
+    parts = tuple(part for branch in found if branch.role is Role.FEED_FORWARD for part in branch.parts)
+    return Branch(Role.FEED_FORWARD, parts, end) if parts else None
 
 
 def _mixing(flow: Dataflow, down: Linear, inner: Behind) -> tuple[fx.Node, ...]:
@@ -134,17 +153,25 @@ def _is_nonlinear(found: Behind) -> bool:
     return any(kind(node) in NONLINEARITIES for node in found.passed)
 
 
-def _first_linears(flow: Dataflow, residual: Residual, value: fx.Node) -> list[Linear]:
-    """Returns the linears of a branch that are applied to the stream itself."""
+def _first_linears(search: _Search, value: fx.Node) -> list[Linear]:
+    """Returns the linears of a branch that are applied to the stream itself.
+
+    A branch may add something to the stream before it is applied to it: then the sum is the stream.
+    """
+    flow, floor = search.flow, search.residual.floor
+
+    def is_inside(node: fx.Node) -> bool:
+        return node not in search.residuals
+
     found: dict[fx.Node, None] = {}
     seen: set[fx.Node] = set()
     stack = [value]
     while stack:
         node = stack.pop()
-        if node in seen or fact(node).order <= residual.floor:
+        if node in seen or fact(node).order <= floor or not is_inside(node):
             continue
         seen.add(node)
-        if node in flow.linears and not behind(flow, flow.linears[node].data, residual.floor).linears:
+        if node in flow.linears and not behind(flow, flow.linears[node].data, floor, is_inside).linears:
             found[node] = None
         stack.extend(flow.active_inputs.get(node, ()))
     return [flow.linears[node] for node in sorted(found, key=lambda node: fact(node).order)]
@@ -165,10 +192,10 @@ def _gate_and_up(flow: Dataflow, floor: int, inner: Behind, probe: RowProbe) -> 
             gate, up = up, gate
         if set(left.linears).isdisjoint(right.linears):
             return (*_parts(flow, Role.GATE, gate[1]), *_parts(flow, Role.UP, up[1]))
-        if list(left.linears) == list(right.linears) and len(left.linears) == 1:
-            fused = _fused(flow, gate, up, probe)
-            if fused:
-                return fused
+        if list(left.linears) == list(right.linears):
+            fused = [_fused(flow.linears[node], gate, up, probe) for node in left.linears]
+            if all(fused):
+                return tuple(part for parts in fused for part in parts)
     return ()
 
 
@@ -177,15 +204,13 @@ def _parts(flow: Dataflow, role: Role, found: Behind) -> list[Part]:
 
 
 def _fused(
-    flow: Dataflow, gate: tuple[fx.Node, Behind], up: tuple[fx.Node, Behind], probe: RowProbe
+    linear: Linear, gate: tuple[fx.Node, Behind], up: tuple[fx.Node, Behind], probe: RowProbe
 ) -> tuple[Part, ...]:
     """Returns gate and up as rows of one projection; nothing where they share rows."""
-    (node,) = gate[1].linears
-    linear = flow.linears[node]
     gate_rows, up_rows = probe.rows(linear, *gate), probe.rows(linear, *up)
     if gate_rows is None or up_rows is None or gate_rows.overlaps(up_rows):
         return ()
     return (
-        Part(Role.GATE, linear, gate_rows, gate[1].way(node)),
-        Part(Role.UP, linear, up_rows, up[1].way(node)),
+        Part(Role.GATE, linear, gate_rows, gate[1].way(linear.node)),
+        Part(Role.UP, linear, up_rows, up[1].way(linear.node)),
     )

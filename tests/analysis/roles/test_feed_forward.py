@@ -62,6 +62,31 @@ def test_two_projections_without_a_nonlinearity_are_no_feed_forward_layer() -> N
     assert Role.UP not in {site.role for site in sites_of(lambda layer, x: layer.c(layer.a(x)))}
 
 
+def test_a_feed_forward_layer_may_lie_between_two_more_projections() -> None:
+    class Narrow(Layer):
+        """Experts of a narrower stream stand so, in a sum."""
+
+        def __init__(self) -> None:
+            super().__init__(lambda _, x: x)
+            self.into, self.out = nn.Linear(WIDTH + 1, WIDTH), nn.Linear(WIDTH, WIDTH + 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.into(x)
+            return x + self.out(self.c(F.relu(self.a(y))) + self.d(F.relu(self.b(y))))
+
+    sites = find_sites(Narrow(), torch.ones(2, 5, WIDTH + 1))
+    assert [(site.role, site.path) for site in sites] == [
+        (Role.UP, "a"),
+        (Role.DOWN, "c"),
+        (Role.UP, "b"),
+        (Role.DOWN, "d"),
+        (Role.FEED_FORWARD, ""),
+    ]
+    told = [site.evidence for site in sites[:4]]
+    assert told[:2] == [("linear a → relu → linear c",), ("linear c → add → linear out",)]
+    assert told[2:] == [("linear b → relu → linear d",), ("linear d → add → linear out",)]
+
+
 def test_a_branch_that_mixes_positions_is_a_mixer() -> None:
     def branch(layer: Layer, x: Tensor) -> Tensor:
         return layer.c(F.relu(layer.a(x)).cumsum(1))
