@@ -3,6 +3,7 @@
 from tests.mutation.mutant import Mutant
 
 _BESIDE = "analysis/roles/test_beside_attention.py"
+_COMPRESSED = "architectures/test_compressed_attention.py"
 
 ROLES = (
     Mutant(
@@ -46,5 +47,54 @@ ROLES = (
         "if list(left.linears) == list(right.linears):",
         "if list(left.linears) == list(right.linears) and len(left.linears) == 1:",
         "architectures/test_shared_block.py::test_roles_of_the_shared_block_and_of_the_mixers",
+    ),
+    Mutant(
+        "a sum that queries and keys have in common tells neither",
+        "analysis/roles/operands.py",
+        "if all(search.linears for search in apart.values()):",
+        "if False:",
+        f"{_COMPRESSED}::test_queries_and_keys_are_told_apart_by_the_groups_of_the_convolution",
+    ),
+    Mutant(
+        "a convolution by heads is applied to projections",
+        "analysis/roles/operands.py",
+        "if earlier:",
+        "if False:",
+        f"{_COMPRESSED}::test_queries_and_keys_are_told_apart_by_the_groups_of_the_convolution",
+    ),
+    Mutant(
+        "a projection counts where its channels are",
+        "analysis/roles/fused_rows.py",
+        "if arrived and all(bool((each == ELSEWHERE).all()) for each in arrived):",
+        "if False:",
+        f"{_COMPRESSED}::test_queries_and_keys_are_told_apart_by_the_groups_of_the_convolution",
+    ),
+    Mutant(
+        "padding comes from elsewhere",
+        "analysis/roles/replay.py",
+        'functional.pad(args[0], argument(node, 1, "pad"), value=ELSEWHERE)',
+        'functional.pad(args[0], argument(node, 1, "pad"))',
+        _COMPRESSED,
+    ),
+    Mutant(
+        "only whole groups of a convolution are followed",
+        "analysis/roles/operands.py",
+        "return rows is None or all(start % width == 0 == length % width for start, length in rows.runs)",
+        "return True",
+        f"{_COMPRESSED}::test_a_group_that_spans_queries_and_keys_tells_nothing_of_what_is_behind_it",
+    ),
+    Mutant(
+        "channels are followed through a sum over taps",
+        "analysis/roles/replay.py",
+        "if kind(node) in _SUMS and (summed := _summed(node, values)):",
+        "if kind(node) in _SUMS and (summed := ()):",
+        f"{_BESIDE}::test_keys_and_values_are_told_through_a_convolution_with_learned_taps",
+    ),
+    Mutant(
+        "sums that always hold what is from elsewhere tell no rows",
+        "analysis/roles/replay.py",
+        "not bool(((lowest != ELSEWHERE) | (highest == ELSEWHERE)).any())",
+        "False",
+        f"{_BESIDE}::test_the_mean_of_a_window_that_is_never_full_tells_no_rows",
     ),
 )

@@ -11,9 +11,10 @@ from peft_compiler.analysis.ops import ATTENTION, argument, kind, tensors
 from peft_compiler.analysis.roles.fused_rows import RowProbe
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind, ahead, behind, data_of
+from peft_compiler.analysis.roles.operands import Projected, projections_of, search_operands
 from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
 from peft_compiler.analysis.roles.residuals import Residual
-from peft_compiler.site import Role, Rows
+from peft_compiler.site import Role
 
 # Of the linears after attention, those at most this much farther than the nearest are as near.
 _SLACK = 2
@@ -47,21 +48,6 @@ class Meeting:
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
-    """A projection that feeds an operand of attention.
-
-    Attributes:
-        linear: The projection.
-        rows: Its rows that reach the operand; None for all, no row where that is unknown.
-        way: The ops between it and the operand.
-    """
-
-    linear: Linear
-    rows: Rows | None
-    way: tuple[fx.Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Attention:
     """One attention with its projections.
 
@@ -89,13 +75,9 @@ def find_attentions(
     """Returns every attention, in order of execution."""
     found: list[Attention] = []
     for meeting in _meetings(flow):
-        searches = {role: behind(flow, operand) for role, operand in meeting.operands.items()}
+        searches = search_operands(flow, meeting.operands)
         projections = {
-            role: tuple(
-                Projected(linear, probe.rows(linear, meeting.operands[role], search), search.way(node))
-                for node in search.linears
-                for linear in (flow.linears[node],)
-            )
+            role: projections_of(flow, meeting.operands[role], search, residuals, probe)
             for role, search in searches.items()
         }
         if _weighs_states(flow, meeting, searches):

@@ -12,7 +12,13 @@ from peft_compiler.analysis.module_graph import fact
 from peft_compiler.analysis.ops import CASTS, CONVOLUTIONS, PARTS, SELECTIONS, SHAPES, kind, tensors
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind
-from peft_compiler.analysis.roles.replay import index_along, replay, varies_along, with_destinations
+from peft_compiler.analysis.roles.replay import (
+    ELSEWHERE,
+    index_along,
+    replay,
+    varies_along,
+    with_destinations,
+)
 from peft_compiler.site import Rows
 
 _LAYOUT_OPS = SHAPES | CASTS | SELECTIONS
@@ -59,6 +65,31 @@ class RowProbe:
         if key not in self._rows:
             self._rows[key] = _probe(linear.node, axis, target, region)
         return self._rows[key]
+
+    def rows_at(
+        self, linear: Linear, found: Behind, convolution: Linear, channels: Rows | None
+    ) -> tuple[Rows | None, ...]:
+        """Returns the rows of `linear` that reach some channels of what a convolution is applied to.
+
+        Args:
+            linear: One of the linears in `found`.
+            found: What lies behind the data of the convolution.
+            convolution: Of that search.
+            channels: Which of its channels; None for all.
+
+        Returns:
+            The rows, as from `rows`; nothing where none of them reaches these channels.
+        """
+        shape, axis = fact(linear.node).shape, linear.feature_axis
+        probe = index_along(shape, axis) if linear.axes[1] == 1 else None
+        region = with_destinations(found.passed)
+        arrived = () if probe is None else replay({linear.node: probe}, region, convolution.data)
+        if channels is not None:
+            indices = torch.tensor(channels.indices)
+            arrived = tuple(each.index_select(convolution.feature_axis, indices) for each in arrived)
+            if arrived and all(bool((each == ELSEWHERE).all()) for each in arrived):
+                return ()
+        return (_rows_of(arrived, shape[axis]),)
 
     def use(self, linear: Linear, parameter: fx.Node, axis: int) -> Use:
         """Returns how `linear` uses an axis of a parameter, counted from the end."""

@@ -56,7 +56,7 @@ def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
     logits = flow.active_inputs[softmax][0]
     has_more_columns = fact(softmax).shape[-1] > fact(scores).shape[-1]
     products = [stop for stop in behind(flow, logits).stops if stop in flow.products]
-    if not _keeps_columns(flow, scores, logits) or (has_more_columns and len(products) > 1):
+    if not _keeps_columns(flow, scores, logits, may_add=True) or (has_more_columns and len(products) > 1):
         yield "its scores do not go to the softmax with one column for each key, as where keys lie in blocks"
     elif len(fact(scores).shape) not in (3, 4, 5):
         yield f"its scores have {len(fact(scores).shape)} axes; expected (batch, heads, queries, keys)"
@@ -109,8 +109,8 @@ def _is_context(probabilities: str, values: str, out: str) -> bool:
     return set(shared) <= set(values) & set(out) and query not in values and key in values and key not in out
 
 
-def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
-    """Whether the last axis of `start` arrives as the last axis of `end`, but for columns put beside it."""
+def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node, may_add: bool = False) -> bool:
+    """Whether the last axis of `start` arrives as that of `end`, if `may_add` with columns beside it."""
     found = behind(flow, end, may_pass=lambda node: node is not start)
     region = with_destinations(found.passed)
     if start in {end, *found.stops} and _keeps_order(start, end, region):
@@ -119,7 +119,7 @@ def _keeps_columns(flow: Dataflow, start: fx.Node, end: fx.Node) -> bool:
     arrived = (
         () if probe is None else replay({start: probe}, [node for node in region if node is not start], end)
     )
-    return bool(arrived) and all(_is_in_order(tensor) for tensor in arrived)
+    return bool(arrived) and all(_is_in_order(tensor, may_add) for tensor in arrived)
 
 
 def _keeps_order(start: fx.Node, end: fx.Node, region: Iterable[fx.Node]) -> bool:
@@ -139,7 +139,7 @@ def _keeps_order(start: fx.Node, end: fx.Node, region: Iterable[fx.Node]) -> boo
     return fact(end).shape[-1] == fact(start).shape[-1] and (end is start or end in carried)
 
 
-def _is_in_order(arrived: Tensor) -> bool:
+def _is_in_order(arrived: Tensor, may_add: bool) -> bool:
     rows = arrived.flatten(0, -2)
-    own = rows[:, rows[0] != ELSEWHERE]
+    own = rows[:, rows[0] != ELSEWHERE] if may_add else rows
     return own.shape[1] > 0 and bool((own == torch.arange(own.shape[1])).all())

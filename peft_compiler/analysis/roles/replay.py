@@ -5,10 +5,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from peft_compiler.analysis.meta_mode import is_real_type
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import CONVOLUTIONS, CREATIONS, SHAPES, kind, tensors
+from peft_compiler.analysis.ops import CONVOLUTIONS, CREATIONS, SHAPES, argument, kind, tensors
 from peft_compiler.analysis.roles.linears import is_depthwise
 
 ELSEWHERE = -1.0
@@ -17,6 +18,7 @@ ELSEWHERE = -1.0
 _LARGEST_PROBE = 30_000_000
 _WRITES = frozenset({"setitem", "copy"})
 _LIKE = frozenset({"view_as", "reshape_as", "expand_as"})
+_SUMS = frozenset({"sum", "mean"})
 _MAXIMA = frozenset({"max", "amax", "max_pool1d", "max_pool2d", "max_pool3d"})
 
 
@@ -81,6 +83,8 @@ def _arrived(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins | None
     # Of two tensors, the larger element by element: computed like a sum.
     if kind(node) in _MAXIMA and len(tensors(node)) == 1:
         return _pooled(node, values)
+    if kind(node) in _SUMS and (summed := _summed(node, values)):
+        return summed
     if kind(node) in CONVOLUTIONS and is_depthwise(node, node.all_input_nodes[1]):
         return _convolved(node, values)
     return _moved(node, values) if moves(node) else _computed(node, values)
@@ -92,9 +96,10 @@ def _convolved(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
     positions = len(fact(node.all_input_nodes[1]).shape) - 2
     firsts: list[Tensor] = []
     for origin in values.get(data, ()):
-        first = origin[(..., *[slice(0, 1)] * positions)]
+        # What is padded comes from elsewhere, which is less than any index.
+        first = origin.amax([*range(-positions, 0)], keepdim=True)
         is_one_to_one = origin.shape[-positions - 1] == shape[-positions - 1]
-        if not is_one_to_one or not torch.equal(first.expand_as(origin), origin):
+        if not is_one_to_one or not torch.equal(first.where(origin != ELSEWHERE, ELSEWHERE), origin):
             return ()
         firsts.append(first.expand(shape))
     return tuple(firsts)
@@ -109,6 +114,25 @@ def _pooled(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
     lowest = _moved(node, {source: tuple(-each for each in origins) for source, origins in known.items()})
     pairs = list(zip(map(_maxima, highest), map(_maxima, lowest), strict=True))
     return highest if all(torch.equal(high, -low) for high, low in pairs) else ()
+
+
+def _summed(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
+    """Returns where sums come from; nothing unless all that each adds up came from one place.
+
+    As in a short convolution that is spelt out, some may add what was padded too, if not all do.
+    """
+    axes, keeps = argument(node, 1, "dim"), bool(argument(node, 2, "keepdim"))
+    origins = next(values[source] for source in node.all_input_nodes if source in values)
+    if not isinstance(axes, (int, tuple, list)) or not all(isinstance(each, Tensor) for each in origins):
+        return ()
+    found: list[Tensor] = []
+    for origin in origins:
+        highest, lowest = origin.amax(axes, keepdim=True), origin.amin(axes, keepdim=True)
+        is_alike = torch.equal(highest.where(origin != ELSEWHERE, ELSEWHERE), origin)
+        if not is_alike or not bool(((lowest != ELSEWHERE) | (highest == ELSEWHERE)).any()):
+            return ()
+        found.append(origin.amax(axes, keepdim=keeps))
+    return tuple(found)
 
 
 def _maxima(found: Any) -> Tensor:
@@ -141,6 +165,8 @@ def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int) -> Any:
         return _stand_in(source) if origins is None else origins[min(place, len(origins) - 1)]
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    if kind(node) == "pad" and argument(node, 2, "mode") in (None, "constant"):
+        return functional.pad(args[0], argument(node, 1, "pad"), value=ELSEWHERE)
     out = cast(Callable[..., Any], node.target)(*args, **kwargs)
     return args[0] if kind(node) == "setitem" else out
 

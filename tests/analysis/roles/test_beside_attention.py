@@ -22,6 +22,19 @@ class ShortConvolution(nn.Module):
         return x + self.taps(x.mT)[..., : x.shape[1]].mT
 
 
+class LearnsItsTaps(nn.Module):
+    """The same, spelt out: a projection of the stream makes taps that the channels of a head share."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.taps = nn.Linear(HIDDEN, channels // WIDTH * KERNEL)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        near = F.pad(y.mT, (KERNEL - 1, 0)).unfold(-1, KERNEL, 1).transpose(1, 2)
+        taps = self.taps(x).unflatten(-1, (-1, 1, KERNEL))
+        return y + (near.unflatten(2, (-1, WIDTH)) * taps).sum(dim=-1).flatten(2)
+
+
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +77,46 @@ def test_keys_and_values_are_told_through_a_short_convolution() -> None:
     rows = {site.role: str(site.rows) for site in sites if site.path == "both"}
     assert rows == {Role.KEY: "[0:8] of 16", Role.VALUE: "[8:16] of 16"}
     assert of(sites, Role.ATTENTION_OUTPUT) == [("o", False)]  # the keys come from the stream itself
+
+
+def test_keys_and_values_are_told_through_a_convolution_with_learned_taps() -> None:
+    class Learns(Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learns = LearnsItsTaps(2 * HIDDEN)
+
+        def forward(self, x: Tensor) -> Tensor:
+            keys, values = self.learns(self.both(x), x).chunk(2, -1)
+            q, k, v = (y.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for y in (self.a(x), keys, values))
+            return x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    sites = find_sites(Learns(), torch.randn(2, 5, HIDDEN))
+    rows = {site.role: str(site.rows) for site in sites if site.path == "both"}
+    assert rows == {Role.KEY: "[0:8] of 16", Role.VALUE: "[8:16] of 16"}
+    assert "learns.taps" not in {site.path for site in sites}
+    (core,) = [site for site in sites if site.role is Role.ATTENTION_CORE]
+    assert core.evidence[1:] == (
+        "which rows of linear learns.taps are the key is unknown",
+        "which rows of linear learns.taps are the value is unknown",
+    )
+
+
+def test_the_mean_of_a_window_that_is_never_full_tells_no_rows() -> None:
+    class Windows(Layer):
+        """Of each window, one half is from the window before; there is only one window."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = self.both(x)
+            window = torch.zeros(len(x), 2, x.shape[1], HIDDEN)
+            window[:, 1] = both[..., HIDDEN:]
+            keys = torch.cat([self.o(x), window.sum(1)], 1).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+            q = self.a(x).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+            return x + F.scaled_dot_product_attention(q, keys, keys).transpose(1, 2).flatten(2)
+
+    sites = find_sites(Windows(), torch.randn(2, 5, HIDDEN))
+    assert [site.path for site in sites if site.role is Role.KEY] == ["o"]
+    (core,) = [site for site in sites if site.role is Role.ATTENTION_CORE]
+    assert core.evidence[1] == "which rows of linear both are the key is unknown"
 
 
 def test_a_short_convolution_behind_a_feed_forward_layer_is_part_of_its_branch() -> None:
