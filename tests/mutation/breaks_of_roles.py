@@ -3,6 +3,7 @@
 from tests.mutation.mutant import Mutant
 
 _BESIDE = "analysis/roles/test_beside_attention.py"
+_OBSTACLES = "analysis/roles/test_obstacles.py"
 _COMPRESSED = "architectures/test_compressed_attention.py"
 
 ROLES = (
@@ -96,5 +97,33 @@ ROLES = (
         "not bool(((lowest != ELSEWHERE) | (highest == ELSEWHERE)).any())",
         "False",
         f"{_BESIDE}::test_the_mean_of_a_window_that_is_never_full_tells_no_rows",
+    ),
+    Mutant(
+        "a softmax that is spelt out is one",
+        "analysis/roles/softmax.py",
+        'return kind(node) == "softmax" or _logsumexp(node) is not None',
+        'return kind(node) == "softmax"',
+        f"{_OBSTACLES}::test_projections_are_told_by_the_axis_of_the_softmax",
+    ),
+    Mutant(
+        "a softmax that is spelt out runs over the axis of its sum",
+        "analysis/roles/softmax.py",
+        'axis = argument(_logsumexp(node) or node, 1, "dim")',
+        'axis = argument(node, 1, "dim")',
+        f"{_OBSTACLES}::test_projections_are_told_by_the_axis_of_the_softmax",
+    ),
+    Mutant(
+        "only the scores' own sum makes a softmax of their exponential",
+        "analysis/roles/softmax.py",
+        " and tensors(lowered_by)[0] is logits",
+        "",
+        f"{_OBSTACLES}::test_an_exponential_of_other_differences_is_no_softmax",
+    ),
+    Mutant(
+        "no prompt joins a softmax that is spelt out",
+        "analysis/roles/obstacles.py",
+        'if kind(softmax) != "softmax":',
+        "if False:",
+        f"{_OBSTACLES}::test_an_obstacle_is_named",
     ),
 )

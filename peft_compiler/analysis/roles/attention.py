@@ -14,6 +14,7 @@ from peft_compiler.analysis.roles.nearest import Behind, ahead, behind, data_of
 from peft_compiler.analysis.roles.operands import Projected, projections_of, search_operands
 from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
 from peft_compiler.analysis.roles.residuals import Residual
+from peft_compiler.analysis.roles.softmax import axis_of, is_softmax
 from peft_compiler.site import Role
 
 # Of the linears after attention, those at most this much farther than the nearest are as near.
@@ -109,7 +110,7 @@ def _meetings(flow: Dataflow) -> Iterator[Meeting]:
             operands = [argument(node, place, name) for place, name in enumerate(("query", "key", "value"))]
             if all(isinstance(operand, fx.Node) for operand in operands):
                 yield Meeting(node, *operands, context=node)
-        elif kind(node) == "softmax":
+        elif is_softmax(node):
             meeting = _written_out(flow, node)
             if meeting is not None:
                 yield meeting
@@ -140,7 +141,7 @@ def _scores(flow: Dataflow, softmax: fx.Node) -> fx.Node | None:
         seen.add(node)
         if node in flow.products:
             found[node] = (gathered, distance)
-        elif node not in flow.linears and kind(node) not in (ATTENTION, "softmax", "embedding"):
+        elif not (node in flow.linears or kind(node) in (ATTENTION, "embedding") or is_softmax(node)):
             gathered = gathered or kind(node) in _GATHERS
             queue.extend((source, gathered, distance + 1) for source in data_of(flow, node))
 
@@ -160,7 +161,7 @@ def _context(flow: Dataflow, softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None
         for user in flow.active_users[node]:
             if user in flow.products:
                 return user, node
-            ends = user in flow.linears or kind(user) in (ATTENTION, "softmax")
+            ends = user in flow.linears or kind(user) == ATTENTION or is_softmax(user)
             if user not in seen and not ends:
                 seen.add(user)
                 queue.append(user)
@@ -172,12 +173,12 @@ def _query_and_key(flow: Dataflow, softmax: fx.Node, scores: fx.Node) -> tuple[f
     left, right = flow.products[scores]
     shape = fact(scores).shape
     before = flow.active_inputs[softmax][0]
-    axis = argument(softmax, 1, "dim")
+    axis = axis_of(softmax)
     region = behind(flow, before).passed
     for place in (len(shape) - 1, len(shape) - 2):
         probe = index_along(shape, place)
         arrived = () if probe is None else replay({scores: probe}, region, before)
-        if any(varies_along(tensor, axis if isinstance(axis, int) else -1) for tensor in arrived):
+        if any(varies_along(tensor, axis) for tensor in arrived):
             return (left, right) if _comes_from_right(scores, place) else (right, left)
     return left, right
 

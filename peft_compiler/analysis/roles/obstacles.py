@@ -43,6 +43,9 @@ def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
     meeting = attention.meeting
     softmax, scores = meeting.core, meeting.scores
     assert scores is not None
+    if kind(softmax) != "softmax":
+        yield f"its softmax is spelt out, and ends in {kind(softmax)}"
+        return
     dimensions, axis = len(fact(softmax).shape), argument(softmax, 1, "dim")
     if axis not in (-1, dimensions - 1):
         yield f"its softmax runs over axis {axis} of {dimensions}, not over the last one"

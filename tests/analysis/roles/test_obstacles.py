@@ -172,11 +172,37 @@ class FromTheRight(Attends):
         return (v.mT @ (q @ k.mT).softmax(-1).mT).mT
 
 
+class SpeltOut(Attends):
+    """The softmax is written as Reformer has it."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        return (scores - scores.logsumexp(-1, keepdim=True)).exp() @ v
+
+
+class SpeltOutByColumns(Attends):
+    """The same, of scores that lie the other way round."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = k @ q.mT
+        return (scores - scores.logsumexp(-2, keepdim=True)).exp().mT @ v
+
+
+class NoSoftmax(Attends):
+    """What is taken from the scores is no sum of theirs."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        return (scores - v.logsumexp(-1, keepdim=True)).exp() @ v
+
+
 BLOCKS = "its scores do not go to the softmax with one column for each key, as where keys lie in blocks"
 OBSTACLES = {
     Attends: None,
     WithASink: None,
     ByColumns: "its softmax runs over axis -2 of 4, not over the last one",
+    SpeltOut: "its softmax is spelt out, and ends in exp",
+    SpeltOutByColumns: "its softmax is spelt out, and ends in exp",
     InBlocks: BLOCKS,
     WithGroups: "it is not known which of its axes are heads, and which are windows",
     WindowsFirst: None,
@@ -219,6 +245,18 @@ def test_what_only_gets_another_shape_is_not_replayed(monkeypatch: pytest.Monkey
         Reshaped: None,
         WithASink: BLOCKS,
     }
+
+
+@pytest.mark.parametrize("kind", [Attends, ByColumns, SpeltOut, SpeltOutByColumns])
+def test_projections_are_told_by_the_axis_of_the_softmax(kind: type[Attends]) -> None:
+    sites = pc.find_sites(kind(), torch.ones(HEADS, LENGTH, HIDDEN))
+    paths = {site.role: site.path for site in sites if site.path}
+    assert paths == {Role.QUERY: "a", Role.KEY: "b", Role.VALUE: "c", Role.ATTENTION_OUTPUT: "d"}
+
+
+def test_an_exponential_of_other_differences_is_no_softmax() -> None:
+    sites = pc.find_sites(NoSoftmax(), torch.ones(HEADS, LENGTH, HIDDEN))
+    assert Role.ATTENTION_CORE not in {site.role for site in sites}
 
 
 def test_a_plan_refuses_what_would_join_it() -> None:
