@@ -24,8 +24,9 @@ _SHORT = {
 
 _EXCLUDED = {
     "part of no attention and no feed-forward layer: chooses keys or experts": (
-        r"indexer|router|shared_expert_gate|(mlp|moe|ffn)\.gate$"
+        r"indexer|router|shared_expert_gate|(mlp|moe|ffn|feed_forward)\.gate(\.|$)"
     ),
+    "part of a norm: makes a factor, and adds nothing to a stream": r"norm\.mlp\.",
     "part of a bottleneck or of a hypernetwork beside the layers": r"bottleneck|hypernetworks",
     "linear attention, a state space or a convolution: a mixer": r"linear_attn|mamba|mixer|conv_module",
     "makes biases of positions": r"rel_logits|pos_bias|rel_pos",
@@ -139,7 +140,8 @@ class Comparison:
         named: For each role, how many parameters the names give it.
         found: For each role, how many the sites give it.
         missing: "role: name" of what only the names give it.
-        mixer: "role: name" of those that are projections of a mixer: linear attention shares the names.
+        mixer: "role: name" of those that are projections of a mixer, or an output beside such:
+            linear attention shares the names.
         wrong: "role: name, by name other role" of what only the sites give it, where the name tells another.
         unnamed: "role: name" of what only the sites give it, where the name tells nothing.
         excluded: "role: name: reason" of what a name tells and the comparison leaves out.
@@ -168,7 +170,12 @@ def compare(graph: ModuleGraph, sites: Iterable[Site]) -> Comparison:
             if site.role in (Role.MIXER_INPUT, Role.MIXER_OUTPUT):
                 mixers.add(first)
     lacking = [(role, name) for role in COMPARED for name in named[role] - found[role]]
-    linear_attention = [(role, name) for role, name in lacking if role in "qkvo" and name in mixers]
+    around_mixers = {_around(name) for role in "qkv" for name in named[role] & mixers}
+    linear_attention = [
+        (role, name)
+        for role, name in lacking
+        if role in "qkvo" and (name in mixers or (role == "o" and _around(name) in around_mixers))
+    ]
     # A value with no key beside it may be found all the same, and as what its name tells.
     only_found = [
         (role, name)

@@ -163,6 +163,9 @@ def test_prompts_are_shorter_where_a_tower_has_fewer_positions() -> None:
         ("encoder.layer.0.output.dense.weight", {"down"}),
         ("layers.0.mlp.gate_up_proj.weight", {"up"}),
         ("model.layers.0.mlp.gate.weight", set()),
+        ("model.layers.0.feed_forward.gate.weight", set()),
+        ("model.layers.0.mlp.gate.down_proj.weight", set()),
+        ("model.layers.0.input_layernorm.mlp.fc1.weight", set()),
         ("lm_head.weight", set()),
         ("mask_head.fc1.weight", set()),
     ],
@@ -221,6 +224,28 @@ def test_the_report_says_what_was_refused_and_why() -> None:
     assert "| example | causal | 4 / 0 / 0 / 0 | 1 missing | refused by the plan | PlanError: no v |" in page
     assert "- example, missing: `v: h.#.v`\n  - not explained\n" in page
     assert "- part of a head (1 types)\n  - example: `up: head.fc1`\n" in page
+
+
+class Recurrent(nn.Module):
+    """A linear attention whose output is changed by its own forward, so that it is no place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        part = {name: nn.Linear(8, 8) for name in ("key", "value", "output")}
+        self.layers = nn.ModuleList([nn.ModuleDict({"attention": nn.ModuleDict(part)})])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        key, value, output = self.layers[0]["attention"].values()
+        return x + functional.linear((key(x).exp() * value(x)).cumsum(1), output.weight / 2)
+
+
+def test_the_output_of_a_linear_attention_is_one_of_a_mixer() -> None:
+    graph = capture(Recurrent(), torch.ones(2, 3, 8))
+    compared = compare(graph, sites_of(graph))
+    assert (compared.missing, compared.wrong) == ((), ())
+    assert compared.mixer == tuple(
+        f"{role}: layers.#.attention.{name}" for role, name in (("k", "key"), ("o", "output"), ("v", "value"))
+    )
 
 
 class Deformable(nn.Module):
