@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from types import ModuleType
 
-from benchmarks.citizen import compiled, copies, frozen, generation
+from benchmarks.citizen import compiled, copies, frozen, generation, training
 
 AREAS: Mapping[str, ModuleType] = {
     "Generation": generation,
     "torch.compile and torch.export": compiled,
     "Copies and threads": copies,
     "Frozen": frozen,
+    "Training and checkpoints": training,
 }
 """A module of features for each table of the page."""

@@ -2,52 +2,21 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import peft_compiler as pc
 from peft_compiler.plan import is_inserted
 from tests import zoo
-from tests.citizen.learning import QUIET, losses, same, values
+from tests.citizen.language import fine_tuning, preferring
+from tests.citizen.learning import losses, same, values
 from tests.test_compiling import main_output
 
 # TRL checkpoints activations by default, under the name that transformers had for it before.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 SPEC = "LoRA r=2 on q,v; adapters width=4 after FFN"
 SPECS = [SPEC, "prompt length=3", "prefix length=3 width=4", f"{SPEC}; deep prompts length=3 scale=0.1"]
-TEXTS = [{"text": "a b c d e f g h"}, {"text": "b c d e f g h i j"}] * 8
-PAIRS = [{"prompt": "a b c ", "chosen": "d e f", "rejected": "x y"}] * 16
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    words = {word: number for number, word in enumerate([*special.values(), *map(chr, range(97, 123))])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, **special)
-
-
-def settings(folder: Path, **more: Any) -> dict[str, Any]:
-    shared = {"output_dir": str(folder), "max_steps": 5, "learning_rate": 0.02, "logging_steps": 1}
-    few = {"per_device_train_batch_size": 4, "save_strategy": "no", "max_length": 16, "bf16": False}
-    return {**shared, **few, **QUIET, **more}
-
-
-def fine_tuning(tuned: Any, folder: Path, **more: Any) -> SFTTrainer:
-    arguments = SFTConfig(**settings(folder, **more))
-    return SFTTrainer(tuned, arguments, train_dataset=Dataset.from_list(TEXTS), processing_class=tokenizer())
-
-
-def preferring(tuned: Any, reference: Any, folder: Path) -> DPOTrainer:
-    arguments = DPOConfig(**settings(folder))
-    data = Dataset.from_list(PAIRS)
-    return DPOTrainer(tuned, reference, arguments, train_dataset=data, processing_class=tokenizer())
 
 
 @pytest.mark.parametrize("spec", SPECS)
