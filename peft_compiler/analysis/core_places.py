@@ -8,7 +8,7 @@ from peft_compiler.analysis.module_graph import fact, parent
 from peft_compiler.analysis.places import Matrix, matrix_of_linear
 from peft_compiler.analysis.roles.attention import Attention, has_learned_bias
 from peft_compiler.analysis.roles.fused_rows import RowProbe, is_unknown
-from peft_compiler.analysis.roles.head_widths import find_head_widths
+from peft_compiler.analysis.roles.head_widths import HeadWidths, find_head_widths
 from peft_compiler.analysis.roles.linears import Dataflow
 from peft_compiler.analysis.roles.obstacles import find_obstacle
 from peft_compiler.analysis.roles.windows import find_windows
@@ -42,7 +42,9 @@ def place_of_core(flow: Dataflow, attention: Attention, probe: RowProbe) -> Core
         scores=of_scores[0] if of_scores else None,
         context=of_scores[1] if of_scores else None,
         windows=find_windows(flow, attention),
-        obstacle=_called_again(flow, attention, path) or find_obstacle(flow, attention),
+        obstacle=_called_again(flow, attention, path)
+        or _unlike_heads(widths)
+        or find_obstacle(flow, attention),
     )
 
 
@@ -66,6 +68,13 @@ def _anchor(node: fx.Node, path: str) -> Anchor:
     assert anchor is not None, "only inputs and parameters have no anchor"
     below = fact(node).module.removeprefix(path).removeprefix(".")
     return replace(anchor, within=below)
+
+
+def _unlike_heads(widths: HeadWidths) -> str | None:
+    """Returns why queries and keys do not go together, as where queries are chosen by an index."""
+    if widths.heads % widths.key_heads == 0:
+        return None
+    return f"its {widths.heads} heads of queries cannot share {widths.key_heads} heads of keys"
 
 
 def _called_again(flow: Dataflow, attention: Attention, path: str) -> str | None:

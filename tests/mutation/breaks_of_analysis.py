@@ -164,4 +164,11 @@ ANALYSIS = (
         "    try:",
         "architectures/test_own_tables.py",
     ),
+    Mutant(
+        "prompts join no attention whose heads do not go together",
+        "analysis/core_places.py",
+        "        or _unlike_heads(widths)\n",
+        "",
+        "analysis/roles/test_obstacles.py::test_an_obstacle_is_named",
+    ),
 )
