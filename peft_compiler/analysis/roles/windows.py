@@ -53,6 +53,8 @@ def _are_heads(flow: Dataflow, attention: Attention, arrived: Origins, axis: int
             left, right, out = letters
             own = right if scores is not None and flow.products[scores][1] is key else left
             rows = out[:-2]
+            if not set(rows) <= set(own):
+                return False  # the keys are shared by windows or heads
             order = rows + "".join(letter for letter in own if letter not in rows)
             examples = [_examples(tensor.permute(*map(own.index, order)), len(rows), axis)]
         elif tensor.dim() > 3:

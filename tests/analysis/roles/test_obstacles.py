@@ -177,6 +177,15 @@ class ChosenQueries(Attends):
         return mixed.unflatten(0, (-1, HEADS))
 
 
+class SharedByWindows(Attends):
+    """Each window of queries sees all keys."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = q.unflatten(2, (-1, BLOCK))
+        shares = einsum("bhwqd,bhkd->bhwqk", q, k).softmax(-1)
+        return einsum("bhwqk,bhkd->bhwqd", shares, v).flatten(2, 3)
+
+
 class FromTheRight(Attends):
     """The values are multiplied with the probabilities, not the other way round."""
 
@@ -230,6 +239,7 @@ OBSTACLES = {
     HeadsFirst: "its heads do not lie right behind the batch",
     HeadsFirstInOneAxis: "its heads do not lie right behind the batch",
     HeadsBehindQueries: "its scores are not laid out as (batch, heads, queries, keys)",
+    SharedByWindows: "its scores are not laid out as (batch, heads, queries, keys)",
     ChosenQueries: "its 1 heads of queries cannot share 4 heads of keys",
     FromTheRight: (
         "its probabilities are not laid out as (batch, heads, queries, keys) where they meet the values"
