@@ -38,7 +38,7 @@ ROLES = (
     Mutant(
         "a mixer's inputs are read from the sum that it is applied to",
         "analysis/roles/feed_forward.py",
-        "return node not in search.residuals",
+        "return node not in search.residuals or search.residuals[node].origin is not search.residual.origin",
         "return True",
         "architectures/test_shared_block.py::test_roles_of_the_shared_block_and_of_the_mixers",
     ),
@@ -73,8 +73,8 @@ ROLES = (
     Mutant(
         "padding comes from elsewhere",
         "analysis/roles/replay.py",
-        'functional.pad(args[0], argument(node, 1, "pad"), value=ELSEWHERE)',
-        'functional.pad(args[0], argument(node, 1, "pad"))',
+        'functional.pad(cast(Tensor, args[0]), argument(node, 1, "pad"), value=ELSEWHERE)',
+        'functional.pad(cast(Tensor, args[0]), argument(node, 1, "pad"))',
         _COMPRESSED,
     ),
     Mutant(
@@ -125,5 +125,12 @@ ROLES = (
         'if kind(softmax) != "softmax":',
         "if False:",
         f"{_OBSTACLES}::test_an_obstacle_is_named",
+    ),
+    Mutant(
+        "one convolution of a sum is no mixer",
+        "analysis/roles/feed_forward.py",
+        "        if not inputs:\n            return None\n",
+        "",
+        "analysis/roles/test_feed_forward.py::test_a_convolution_of_a_sum_alone_is_no_mixer",
     ),
 )

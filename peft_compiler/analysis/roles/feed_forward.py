@@ -115,6 +115,8 @@ def _as_branch(
     mixing = tuple(node for node in _mixing(flow, linear, inner) if node not in mixed)
     if mixing:
         inputs = _first_linears(search, linear.data)
+        if not inputs:
+            return None
         parts = [Part(Role.MIXER_INPUT, entry, None, mixing) for entry in inputs]
         return Branch(Role.MIXER, (Part(Role.MIXER_OUTPUT, linear, None, way), *parts), end)
     if any(node in search.residuals for node in inner.passed):
@@ -161,7 +163,7 @@ def _first_linears(search: _Search, value: fx.Node) -> list[Linear]:
     flow, floor = search.flow, search.residual.floor
 
     def is_inside(node: fx.Node) -> bool:
-        return node not in search.residuals
+        return node not in search.residuals or search.residuals[node].origin is not search.residual.origin
 
     found: dict[fx.Node, None] = {}
     seen: set[fx.Node] = set()

@@ -166,7 +166,7 @@ def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int) -> Any:
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
     if kind(node) == "pad" and argument(node, 2, "mode") in (None, "constant"):
-        return functional.pad(args[0], argument(node, 1, "pad"), value=ELSEWHERE)
+        return functional.pad(cast(Tensor, args[0]), argument(node, 1, "pad"), value=ELSEWHERE)
     out = cast(Callable[..., Any], node.target)(*args, **kwargs)
     return args[0] if kind(node) == "setitem" else out
 

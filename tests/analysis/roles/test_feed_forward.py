@@ -21,6 +21,7 @@ class Layer(nn.Module):
         self.a, self.b = nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER)
         self.c, self.d = nn.Linear(INNER, WIDTH), nn.Linear(INNER, WIDTH)
         self.deep = nn.Conv1d(WIDTH, INNER, 3, padding=1)
+        self.alone = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,6 +105,16 @@ def test_a_wide_convolution_mixes_positions() -> None:
         "deep": Role.MIXER_INPUT,
         "c": Role.MIXER_OUTPUT,
     }
+
+
+def test_a_convolution_of_a_sum_alone_is_no_mixer() -> None:
+    def branch(layer: Layer, x: Tensor) -> Tensor:
+        return layer.alone((x + layer.c(F.relu(layer.a(x)))).mT).mT
+
+    model = nn.Sequential(Layer(branch), Layer(branch))
+    sites = find_sites(model, torch.ones(2, 5, WIDTH))
+    roles = {site.path: site.role for site in sites if site.role not in (Role.BLOCK, Role.FEED_FORWARD)}
+    assert roles == {"0.a": Role.UP, "0.c": Role.DOWN, "1.a": Role.UP, "1.c": Role.DOWN}
 
 
 def test_layers_that_are_summed_join_as_one() -> None:
