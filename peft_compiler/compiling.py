@@ -95,8 +95,7 @@ def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
     if example_inputs is None and not read.towers <= {site.tower for site in sites}:
         graph = capture_with_media(model) or graph
         sites = sites_of(graph)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    return graph, make_plan(read, sites, size)
+    return graph, make_plan(read, sites, graph.modules[""].size)
 
 
 def _by_keyword(model: nn.Module, graph: ModuleGraph) -> Mapping[str, Any]:

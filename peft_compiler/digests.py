@@ -1,10 +1,11 @@
 """Digests of tensors: equal exactly when every bit, the dtype and the shape are."""
 
 import hashlib
-from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from peft_compiler.quantised import parts_of
 
 CHUNK = 1 << 26
 """Elements that are brought to the CPU at a time, so that a huge tensor is never copied whole."""
@@ -24,7 +25,7 @@ def digest(tensor: Tensor) -> str:
     False
     """
     sha256 = hashlib.sha256()
-    for part in _parts(tensor.detach()):
+    for part in parts_of(tensor.detach()):
         if part.is_meta:
             raise ValueError(
                 f"a tensor of shape {tuple(part.shape)} on the meta device has no values to digest"
@@ -36,21 +37,3 @@ def digest(tensor: Tensor) -> str:
             plain = flat[start : start + CHUNK].resolve_conj().resolve_neg().cpu().contiguous()
             sha256.update(plain.view(torch.uint8).numpy().data)
     return sha256.hexdigest()
-
-
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yields the plain tensors that `tensor` is made of: itself, unless it is a quantised or wrapped one."""
-    if tensor.is_quantized:
-        yield tensor.int_repr()
-        if tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
-            yield from (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
-        else:
-            yield from (torch.tensor(tensor.q_scale()), torch.tensor(tensor.q_zero_point()))
-        return
-    flatten: Callable[[], tuple[list[str], object]] | None = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        yield tensor
-        return
-    names, _ = flatten()
-    for name in names:
-        yield from _parts(getattr(tensor, name))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_compiler.copies import AnyModule
+from peft_compiler.dequantising import dequantise_linears
 from peft_compiler.errors import MergeError
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.lowering.lower import base_of
@@ -17,7 +18,7 @@ from peft_compiler.plan import Insertion
 from peft_compiler.site import Place, Projection, Whole
 
 
-def merge(tuned: AnyModule, untie: bool = False) -> AnyModule:
+def merge(tuned: AnyModule, untie: bool = False, dequantise: bool = False) -> AnyModule:
     """Returns a plain model of the original class, with every insertion folded into its weights.
 
     Changed parameters have storage of their own, the others share it with `tuned`, which
@@ -27,6 +28,8 @@ def merge(tuned: AnyModule, untie: bool = False) -> AnyModule:
         tuned: A compiled model.
         untie: Where an adapted parameter also serves another place (a head that is the
             embedding), give the adapted place a parameter of its own instead of refusing.
+        dequantise: Where the base keeps weights as codes, give every such linear layer, adapted or not,
+            the numbers that they stand for, in the dtype of the rest of the base, instead of refusing.
 
     Raises:
         PeftCompilerError: If `tuned` is not a compiled model.
@@ -34,9 +37,11 @@ def merge(tuned: AnyModule, untie: bool = False) -> AnyModule:
     """
     insertions = compilation_of(tuned).plan.insertions
     merged = base_of(tuned)
-    problems = [*_without_rule(insertions), *_unfit(insertions, merged, untie)]
+    problems = [*_without_rule(insertions), *_unfit(insertions, merged, untie, dequantise)]
     if problems:
         raise MergeError("the compiled model cannot be merged", problems)
+    if dequantise:
+        dequantise_linears(merged)
     with torch.no_grad():
         for insertion in insertions:
             _fold(insertion, tuned.get_submodule(insertion.path), merged)
@@ -57,19 +62,29 @@ def _without_rule(insertions: tuple[Insertion, ...]) -> Iterator[str]:
         yield f"{kind} at {role} ({count}x): {because}"
 
 
-def _unfit(insertions: tuple[Insertion, ...], model: nn.Module, untie: bool) -> Iterator[str]:
+def _unfit(
+    insertions: tuple[Insertion, ...], model: nn.Module, untie: bool, dequantise: bool
+) -> Iterator[str]:
     """Yields which weights cannot take what would be folded into them."""
     owners = _owners(model)
     for insertion in insertions:
         if isinstance(insertion.method.merge_rule(insertion.site), NoMerge):
             continue
         host = model.get_submodule(insertion.site.path)
+        place = insertion.site.place
+        if isinstance(place, Projection) and place.quantised:
+            if not dequantise:
+                yield (
+                    f"{insertion.site.path}: its weight is quantised, and a sum is none of its codes: "
+                    "merge(tuned, dequantise=True) gives a base of plain weights, which takes more memory"
+                )
+            elif place.form != "linear" or place.anchor is not None:
+                yield f"{insertion.site.path}: its weight is quantised, and no linear's: dequantise it first"
+            continue
         for name in _changed(insertion, host):
             parameter = host.get_parameter(name)
             path = ".".join(filter(None, (insertion.site.path, name)))
-            if not parameter.is_floating_point():
-                yield f"{path}: it is quantised ({parameter.dtype}): dequantise the base first"
-            elif len(owners[id(parameter)]) > 1 and not untie:
+            if len(owners[id(parameter)]) > 1 and not untie:
                 others = ", ".join(other for other in owners[id(parameter)].values() if other != path)
                 yield f"{path}: the weight is also {others}, which would change too: merge(tuned, untie=True)"
 
@@ -126,7 +141,9 @@ def _fold(insertion: Insertion, inserted: nn.Module, model: nn.Module) -> None:
 def _names(place: Place) -> dict[str, str]:
     """Returns what the module calls the parameters that a merge rule knows as weight and bias."""
     assert isinstance(place, Projection | Whole)
-    names = {"weight": place.weight, "bias": place.bias}
+    # A quantised place was dequantised: it is an nn.Linear now, whatever it was before.
+    quantised = isinstance(place, Projection) and place.quantised
+    names = {"weight": "weight" if quantised else place.weight, "bias": place.bias}
     return {part: name for part, name in names.items() if name is not None}
 
 

@@ -51,6 +51,8 @@ class Projection:
             More than one where the weight has an axis for heads and one for their width: the
             form is that of the matrix in which these are one axis.
         applied: The rows that the op applies, where it is given only some of the parameter's; else None.
+        quantised: Whether the parameter is kept as codes. It may then have any name and layout, and be a
+            buffer: form and shape are those of the matrix that the codes stand for.
     """
 
     weight: str
@@ -60,6 +62,7 @@ class Projection:
     bias: str | None = None
     axes: tuple[int, int] = (1, 1)
     applied: Rows | None = None
+    quantised: bool = False
 
     @property
     def rows_of_output(self) -> Rows | None:

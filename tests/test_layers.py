@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "peft_compiler"
 ORDER = (
     "errors",
+    "quantised",
     "digests",
     "role",
     "rows",
@@ -26,6 +27,7 @@ ORDER = (
     "planning",
     "lowering",
     "saving",
+    "dequantising",
     "merging",
     "templates",
     "optimising",

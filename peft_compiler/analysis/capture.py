@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 
 from peft_compiler.analysis.garbage import no_garbage
@@ -18,8 +19,10 @@ from peft_compiler.analysis.media import inputs_with_media
 from peft_compiler.analysis.meta_mode import MetaFloats, is_real_type
 from peft_compiler.analysis.module_graph import ModuleFact, ModuleGraph
 from peft_compiler.analysis.recorder import Recorder
+from peft_compiler.analysis.stand_ins import stand_in
 from peft_compiler.copies import copied
 from peft_compiler.errors import CaptureError
+from peft_compiler.quantised import packed_in, quantised_names, unreadable_in
 
 _COLLECTIONS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _TABLES = (dict, OrderedDict)
@@ -47,8 +50,11 @@ def capture(model: nn.Module, example_inputs: Any = None) -> ModuleGraph:
             and the model's config.
 
     Raises:
-        CaptureError: The model cannot be run on the inputs given, or on any that were derived.
+        CaptureError: The model cannot be run on the inputs given, or on any that were derived, or it
+            keeps weights as codes that nothing is known of.
     """
+    if unreadable := [*unreadable_in(model)]:
+        raise CaptureError(f"{type(model).__name__} keeps weights as codes that cannot be told", unreadable)
     if example_inputs is not None:
         try:
             return _record(model, _as_arguments(example_inputs))
@@ -129,6 +135,7 @@ def _record(model: nn.Module, arguments: _Arguments) -> ModuleGraph:
         calls={path: tuple(calls) for path, calls in recorder.calls.items()},
         faked=floats.faked + recorder.faked,
         example=example,
+        quantised=quantised_names(model),
     )
 
 
@@ -136,6 +143,9 @@ def _without_weights(model: nn.Module) -> nn.Module:
     """Returns a copy in eval mode: floats on the meta device, integers copied, nothing shared."""
     memo: dict[int, Any] = {}
     for module in model.modules():
+        if packed := packed_in(module):
+            memo[id(module)] = stand_in(module, packed)
+            continue
         held = (*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values())
         for value in held:
             if isinstance(value, Tensor):
@@ -158,6 +168,9 @@ def _without_data(value: Any) -> Any:
         bare = value.detach().clone() if value.is_meta else value.detach().to("cpu", copy=True)
     elif type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and value.is_contiguous():
         # Many times faster than empty_like, and the same.
+        bare = torch.empty(value.shape, dtype=value.dtype, device="meta")
+    elif is_traceable_wrapper_subclass(value):
+        # What it is made of, such as codes and scales, may have no form without data; it is used as this.
         bare = torch.empty(value.shape, dtype=value.dtype, device="meta")
     else:
         bare = torch.empty_like(value, device="meta", requires_grad=False)

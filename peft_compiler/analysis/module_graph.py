@@ -87,6 +87,7 @@ class ModuleGraph:
         calls: Every call of each module that ran, by path, in order.
         faked: How many values were made up because they depend on data that is not there.
         example: What the model was called with: positional arguments, and others by name.
+        quantised: Names of the parameters and buffers that the model keeps as codes.
     """
 
     graph: fx.Graph
@@ -98,6 +99,7 @@ class ModuleGraph:
     calls: Mapping[str, tuple[Call, ...]]
     faked: int
     example: tuple[tuple[Any, ...], Mapping[str, Any]]
+    quantised: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:

@@ -52,7 +52,16 @@ def matrix_of_linear(flow: Dataflow, linear: Linear, probe: RowProbe) -> Matrix 
     bias = _bias_name(flow, linear, path)
     anchor = None if _stands_alone(flow, linear.node, linear.data) else fact(linear.node).anchor
     name = _name(flow.graph, layout.parameter, path)
-    place = Projection(name, layout.form, layout.rows, anchor, bias, layout.axes, applied=layout.rows)
+    place = Projection(
+        name,
+        layout.form,
+        layout.rows,
+        anchor,
+        bias,
+        layout.axes,
+        applied=layout.rows,
+        quantised=_is_quantised(flow.graph, layout.parameter),
+    )
     width_out = layout.width_out if layout.rows is None else len(layout.rows)
     return Matrix(path, place, fact(layout.parameter).shape, layout.width_in, width_out)
 
@@ -64,8 +73,14 @@ def matrix_of_lookup(flow: Dataflow, lookup: Lookup) -> Matrix:
     if _stands_alone(flow, lookup.node, lookup.index):
         anchor = None
     entries, width = fact(lookup.table).shape
-    place = Projection(_name(flow.graph, lookup.table, path), "embedding", None, anchor)
+    quantised = _is_quantised(flow.graph, lookup.table)
+    name = _name(flow.graph, lookup.table, path)
+    place = Projection(name, "embedding", None, anchor, quantised=quantised)
     return Matrix(path, place, (entries, width), entries, width)
+
+
+def _is_quantised(graph: ModuleGraph, parameter: fx.Node) -> bool:
+    return not graph.quantised.isdisjoint(graph.parameters[parameter])
 
 
 def _name(graph: ModuleGraph, parameter: fx.Node, path: str) -> str:

@@ -125,11 +125,13 @@ class Edit:
         name: Name within the host's `inserted`.
         wiring: How it joins.
         place: Where, in the host's forward.
+        casts: Whether the inserted module computes in a type of its own, whatever flows through the host.
     """
 
     name: str
     wiring: Wiring
     place: Place | Front | States | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
+    casts: bool = False
 
     @property
     def of_call(self) -> bool:

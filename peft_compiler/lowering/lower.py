@@ -1,7 +1,8 @@
 """Plan x model to compiled model: copies, inserts, rewrites, freezes. The caller's model stays as it was."""
 
+import copy
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,17 +16,20 @@ from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.extend_input import edits_of
+from peft_compiler.lowering.modes import keep_modes
 from peft_compiler.lowering.observing import observe
-from peft_compiler.lowering.rewritten import Rewritten, freeze_statistics, restore, rewrite
+from peft_compiler.lowering.rewritten import Rewritten, restore, rewrite
 from peft_compiler.lowering.routed import edits_of_stacks, router_in
 from peft_compiler.lowering.sharing import share, sharing_problems
 from peft_compiler.lowering.signature import nearest_config
 from peft_compiler.lowering.snapshots import evaluated
+from peft_compiler.lowering.storage import kept_by, on_same_storage, tensors_beside
 from peft_compiler.methods import Wiring
 from peft_compiler.methods._prompts import StartsAtWords
 from peft_compiler.methods._routing import Router
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
-from peft_compiler.site import Projection, Site, Stack
+from peft_compiler.quantised import is_quantised, packed_in, state_of
+from peft_compiler.site import Site, Stack
 
 
 def lower(
@@ -42,20 +46,17 @@ def lower(
     With a compiled model to share with, what rules insert has that one's parameters instead.
 
     Raises:
-        LoweringError: If a weight is quantised that would be mapped, a place cannot be rewritten,
-            or an insertion cannot be shared.
+        LoweringError: If a place cannot be rewritten, or an insertion cannot be shared.
     """
     digests = digests_of(model)
-    problems = [*_unmappable(model, plan)]
-    if shared_with is not None:
-        problems += sharing_problems(model, plan, digests, shared_with)
+    problems = [] if shared_with is None else [*sharing_problems(model, plan, digests, shared_with)]
     if problems:
         raise LoweringError("the plan cannot be lowered", problems)
     compiled = shared_copy(model)
     _insert(compiled, plan, seed, example_inputs, shared_with)
     _rewrite_fused_ancestors(compiled)
     _rewrite_root(compiled)
-    freeze_statistics(compiled)
+    keep_modes(compiled)
     compiled.__dict__["compilation"] = Compilation(plan, seed, dict(example_inputs), digests)
     _check_count(compiled, plan)
     warm_up(compiled)
@@ -70,11 +71,17 @@ def shared_copy(model: AnyModule) -> AnyModule:
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        # A new object, so that freezing it does not freeze the caller's. Quantised weights are objects of
-        # classes with a state of their own; they cannot require gradients and are shared as they are.
-        plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-    return copied(model, memo)
+        # A new object, so that freezing it, or moving it to another device, leaves the caller's alone.
+        memo[id(parameter)] = on_same_storage(parameter)
+    for module in model.modules():
+        if packed_in(module):
+            memo.update({id(tensor): tensor for tensor in tensors_beside(module)})
+    compiled = copied(model, memo)
+    for parameter in model.parameters():
+        # Only now: what a quantised weight keeps may refer to the module that it belongs to.
+        if kept := kept_by(parameter):
+            vars(memo[id(parameter)]).update(copy.deepcopy(kept, memo))
+    return compiled
 
 
 def reference_of(tuned: AnyModule) -> AnyModule:
@@ -108,11 +115,13 @@ def _without_insertions(base: AnyModule) -> AnyModule:
 
 
 def digests_of(model: nn.Module) -> dict[str, str]:
-    """Returns the digest of each parameter and buffer of the base, by name; none on the meta device."""
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    """Returns the digest of each parameter and buffer of the base, by name; none on the meta device.
+
+    With what else belongs to its state: the scales of a quantised layer.
+    """
     return {
         name: digest(tensor)
-        for name, tensor in tensors.items()
+        for name, tensor in state_of(model).items()
         if not is_inserted(name) and not tensor.is_meta
     }
 
@@ -123,20 +132,6 @@ def warm_up(compiled: nn.Module) -> None:
         return
     with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluated(compiled):
         compiled(**compilation_of(compiled).example_on(compiled))
-
-
-def _unmappable(model: nn.Module, plan: Plan) -> Iterator[str]:
-    """Yields which weights cannot be mapped, because they are kept as codes."""
-    for insertion in plan.insertions:
-        place = insertion.site.place
-        if insertion.wiring is Wiring.ON_WEIGHT and isinstance(place, Projection):
-            weight = model.get_submodule(insertion.site.path).get_parameter(place.weight)
-            if _quantised(weight):
-                yield (
-                    f"{insertion.site.path}: its weight is quantised ({weight.dtype}), which "
-                    f"{insertion.method.kind} would map: dequantise the base, or take a method that stands "
-                    "beside it, such as LoRA"
-                )
 
 
 def _insert(
@@ -166,7 +161,9 @@ def _insert(
             raise LoweringError(
                 f"{where} already has an attribute {NAMESPACE!r}, where insertions would live"
             )
-        host.add_module(NAMESPACE, inserted.train(host.training))
+        # A host that keeps codes is in train mode always: see `keep_modes`.
+        mode = compiled.training if packed_in(host) else host.training
+        host.add_module(NAMESPACE, inserted.train(mode))
     for path, joined in edits.items():
         rewrite(
             compiled.get_submodule(path),
@@ -188,7 +185,8 @@ def _edits(
         if insertion.wiring is Wiring.EXTEND_INPUT:
             in_front.setdefault(site, []).append((insertion, module()))
         else:
-            edits.setdefault(site.path, []).append(Edit(insertion.name, insertion.wiring, site.place))
+            casts = _keeps_codes(compiled.get_submodule(site.path))
+            edits.setdefault(site.path, []).append(Edit(insertion.name, insertion.wiring, site.place, casts))
         if insertion.wiring is Wiring.ROUTED and site.stack is not None:
             routed.setdefault(site.stack, []).append((insertion, router_in(module)))
     for site, members in in_front.items():
@@ -266,11 +264,12 @@ def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.
     """Returns where inserted parameters live, and their dtype: the host's, or float32 for a quantised one."""
     nearest = next(chain(host.parameters(), host.buffers(), compiled.parameters()))
     weight = next(chain(host.parameters(), compiled.parameters()))
-    return nearest.device, torch.float32 if _quantised(weight) else weight.dtype
+    return nearest.device, torch.float32 if _keeps_codes(host) else weight.dtype
 
 
-def _quantised(weight: Tensor) -> bool:
-    return not weight.dtype.is_floating_point or weight.element_size() == 1
+def _keeps_codes(host: nn.Module) -> bool:
+    """Whether a module, or one within it, keeps codes, so that it has no type to share with what joins it."""
+    return any(is_quantised(tensor) for tensor in chain(host.parameters(), host.buffers()))
 
 
 def _check_count(compiled: nn.Module, plan: Plan) -> None:

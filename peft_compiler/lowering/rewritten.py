@@ -27,12 +27,12 @@ from peft_compiler.lowering.edit import Carrier, Edit, Flavour, opened_by
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.extend_input import open_graph
 from peft_compiler.lowering.guards import GuardFailed
+from peft_compiler.lowering.modes import keep_modes
 from peft_compiler.lowering.readable import Section, readable
 from peft_compiler.lowering.routed import carrying, receiving
 from peft_compiler.lowering.signature import signature_of
 from peft_compiler.lowering.trace import LocalTracer
 from peft_compiler.lowering.wire import WIRE
-from peft_compiler.plan import is_inserted
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,9 @@ class Rewritten(GraphModule):
         self.rewriting.variants.clear()
 
     def train(self, mode: bool = True) -> Any:
-        """Sets the mode, but lets a frozen normalisation keep the statistics it was trained with."""
+        """Sets the mode, but for what has to keep its own: see `keep_modes`."""
         self.original.train(self, mode)
-        freeze_statistics(self)
+        keep_modes(self)
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
@@ -162,13 +162,6 @@ def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour:
     """Changes the class of `module`, in place, so that its forward does what `edits` say."""
     module.__dict__["rewriting"] = Rewriting(edits, config)
     module.__class__ = _class_for(type(module), flavour, edits)
-
-
-def freeze_statistics(root: nn.Module) -> None:
-    """Keeps normalisations of the base in eval mode: in train mode their running statistics would move."""
-    for name, module in root.named_modules():
-        if getattr(module, "track_running_stats", False) and not is_inserted(name):
-            module.training = False
 
 
 def restore(module: Rewritten) -> None:

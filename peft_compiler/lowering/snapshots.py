@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
+from peft_compiler.quantised import packed_in
+
 _SHARED = (nn.Module, FunctionType, ModuleType, type, torch.dtype, torch.device)
 _ATOMS = (int, float, bool, str, complex, bytes, type(None))
 
@@ -81,9 +83,13 @@ def flat_tensors(value: Any) -> list[Tensor]:
 
 @contextmanager
 def evaluated(module: nn.Module) -> Generator[None]:
-    """While it lasts, `module` and all below it are in eval mode."""
+    """While it lasts, `module` and all below it are in eval mode, but for linears that keep codes."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
+    for each, _ in modes:
+        if packed_in(each):
+            # In eval mode, some lay their codes out anew, in place.
+            each.training = True
     try:
         yield
     finally:

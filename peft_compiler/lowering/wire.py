@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.anchored import anchored, taker_of, tensors_given
+from peft_compiler.lowering.casting import in_own_type
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_attention import core_node, extend_attention
 from peft_compiler.lowering.extend_input import exchange_input, join_input
@@ -30,9 +31,15 @@ INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
 """Which operand of an op is the data, where it is always the same; else, it is the one that is no weight."""
 
 
-def inserted_call(graph: Graph, edit: Edit, *args: Any) -> Node:
-    """Calls the inserted module at the current point of insertion."""
-    return graph.call_module(f"{NAMESPACE}.{edit.name}", args)
+def inserted_call(graph: Graph, edit: Edit, *args: Any, like: Node | None = None) -> Node:
+    """Calls the inserted module at the current point of insertion.
+
+    What it gives has the type of `like`, or else that of its first argument.
+    """
+    name = f"{NAMESPACE}.{edit.name}"
+    if edit.casts and args:
+        return graph.call_function(in_own_type, (graph.get_attr(name), like or args[0], *args))
+    return graph.call_module(name, args)
 
 
 def wire_beside(graph: Graph, edit: Edit) -> None:
@@ -40,7 +47,7 @@ def wire_beside(graph: Graph, edit: Edit) -> None:
     assert isinstance(edit.place, Projection)
     data, output = _applied(graph, edit.place)
     with graph.inserting_before(output.next):
-        delta = inserted_call(graph, edit, vectors_in(graph, data, edit.place))
+        delta = inserted_call(graph, edit, vectors_in(graph, data, edit.place), like=output)
         rows = edit.place.rows_of_output
         if rows is not None:
             delta = graph.call_function(on_rows, (delta, rows.runs, rows.total))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from peft_compiler.errors import MethodError
-from peft_compiler.site import Core, Edge, Role, Site
+from peft_compiler.site import Core, Edge, Projection, Role, Site
 
 
 class Wiring(StrEnum):
@@ -140,6 +140,12 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
         if site.role not in self.attaches:
             allowed = ", ".join(sorted(self.attaches))
             yield f"{self.kind} attaches to {allowed}; this place is {site.role}"
+        quantised = isinstance(site.place, Projection) and site.place.quantised
+        if quantised and site.role in self.attaches and self.wiring(site) is Wiring.ON_WEIGHT:
+            yield (
+                f"the weight is quantised, and {self.kind} would map its values: dequantise the base, or "
+                "take a method that stands beside the weight, such as LoRA"
+            )
         if isinstance(site.place, Core) and site.place.obstacle is not None:
             yield f"nothing can join this attention: {site.place.obstacle}"
         reads_sum = self.attaches.get(site.role) is Wiring.AFTER_NORM

@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from peft_compiler.errors import LoweringError
+from peft_compiler.methods._method import Wiring
+from peft_compiler.quantised import dequantised, is_quantised
 from peft_compiler.site import Projection, Site
 
 TRANSPOSED = frozenset({"transposed", "embedding", "transposed_experts"})
@@ -59,12 +62,17 @@ def kaiming(generator: torch.Generator, *shape: int) -> Tensor:
 def matrix_of(site: Site, host: nn.Module) -> Tensor:
     """Returns the site's rows of the host's weight as (*experts, out, in), in the host's dtype.
 
+    Of a quantised linear, the numbers that its codes stand for, in float32.
+
     Raises:
         LoweringError: If they are no numbers but the codes of a quantised weight.
     """
     assert isinstance(site.place, Projection)
+    if site.place.quantised and site.place.form == "linear" and site.place.anchor is None:
+        whole = dequantised(host, site.width_in, site.shape[0])
+        return Narrowed(site).to(whole.device).rows_of(whole)
     weight = host.get_parameter(site.place.weight).detach()
-    if not weight.dtype.is_floating_point:
+    if is_quantised(weight):
         raise LoweringError(
             f"{site.path}: its weight is quantised ({weight.dtype}), and has no values to start from: "
             "dequantise the base, or start at random values"
@@ -180,3 +188,30 @@ class Added(WeightSum):
     @override
     def delta(self) -> Float[Tensor, "*experts d_out d_in"]:
         return self.update.delta()
+
+
+class Beside(Update):
+    """The delta of a sum, applied to what its host is applied to: a quantised weight cannot be added to."""
+
+    def __init__(self, summed: WeightSum) -> None:
+        super().__init__()
+        self.summed = summed
+
+    @override
+    def delta(self) -> Float[Tensor, "d_out d_in"]:
+        return self.summed.delta()
+
+    @override
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return functional.linear(x, self.summed.delta())
+
+
+def wiring_of_sum(site: Site) -> Wiring:
+    """Returns how W + delta joins: on the weight, but beside a quantised linear."""
+    beside = isinstance(site.place, Projection) and site.place.quantised and site.place.form == "linear"
+    return Wiring.BESIDE if beside else Wiring.ON_WEIGHT
+
+
+def joined_as_sum(summed: WeightSum, site: Site) -> WeightSum | Beside:
+    """Returns what is inserted for W + delta, by the wiring that `wiring_of_sum` gives."""
+    return Beside(summed) if wiring_of_sum(site) is Wiring.BESIDE else summed

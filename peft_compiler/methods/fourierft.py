@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from peft_compiler.methods._frozen import generator_of
 from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._weights import WeightSum, fan_in_of, fold, stack_of
+from peft_compiler.methods._weights import WeightSum, fan_in_of, fold, joined_as_sum, stack_of, wiring_of_sum
 from peft_compiler.site import PROJECTIONS, Role, Site
 
 
@@ -64,12 +64,16 @@ class FourierFT(Method, frozen=True):
         return math.prod(stack_of(site)) * self.n
 
     @override
-    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "SparseSpectrum":
+    def wiring(self, site: Site) -> Wiring:
+        return wiring_of_sum(site)
+
+    @override
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:
         spectrum = torch.zeros(*stack_of(site), self.n)
         if self.init == "gaussian":
             spectrum.normal_(generator=generator)
         places = drawn_places(self.seed, site.width_out, fan_in_of(site), self.n)
-        return SparseSpectrum(site, spectrum, places.clone(), self.alpha)
+        return joined_as_sum(SparseSpectrum(site, spectrum, places.clone(), self.alpha), site)
 
 
 class SparseSpectrum(WeightSum):

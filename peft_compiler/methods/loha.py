@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._weights import WeightSum, fan_in_of, fold, kaiming, stack_of
+from peft_compiler.methods._weights import (
+    WeightSum,
+    fan_in_of,
+    fold,
+    joined_as_sum,
+    kaiming,
+    stack_of,
+    wiring_of_sum,
+)
 from peft_compiler.site import PROJECTIONS, Role, Site
 
 
@@ -62,9 +70,13 @@ class LoHa(Method, frozen=True):
         return math.prod(stack_of(site)) * 2 * self.r * (site.width_out + fan_in_of(site))
 
     @override
-    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "HadamardProduct":
+    def wiring(self, site: Site) -> Wiring:
+        return wiring_of_sum(site)
+
+    @override
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:
         alpha = self.r if self.alpha is None else self.alpha
-        return HadamardProduct(site, self.r, alpha / self.r, generator)
+        return joined_as_sum(HadamardProduct(site, self.r, alpha / self.r, generator), site)
 
 
 class HadamardProduct(WeightSum):

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
-from peft_compiler.methods._weights import WeightSum, fan_in_of, fold, form_of, kaiming, stack_of
+from peft_compiler.methods._weights import (
+    WeightSum,
+    fan_in_of,
+    fold,
+    form_of,
+    joined_as_sum,
+    kaiming,
+    stack_of,
+    wiring_of_sum,
+)
 from peft_compiler.site import PROJECTIONS, Role, Site
 
 
@@ -70,12 +79,16 @@ class LoKr(Method, frozen=True):
         return math.prod(stack_of(site)) * sum(shapes)
 
     @override
-    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> "KroneckerProduct":
+    def wiring(self, site: Site) -> Wiring:
+        return wiring_of_sum(site)
+
+    @override
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:
         first, second = self._shapes(site)
         left, right = self._matrix(site, *first, generator), self._matrix(site, *second, generator)
         left.start_at_zero()
         alpha = self.r if self.alpha is None else self.alpha
-        return KroneckerProduct(site, left, right, alpha / self.r)
+        return joined_as_sum(KroneckerProduct(site, left, right, alpha / self.r), site)
 
     def _matrix(
         self, site: Site, shape: tuple[int, int], low_rank: bool, generator: torch.Generator

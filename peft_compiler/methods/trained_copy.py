@@ -45,7 +45,9 @@ class TrainedCopy(Method, frozen=True):
     @override
     def problems(self, site: Site) -> Iterator[str]:
         yield from super().problems(site)
-        if isinstance(site.place, Projection) and site.place.anchor is not None:
+        if isinstance(site.place, Projection) and site.place.quantised:
+            yield "its weight is quantised, and codes cannot be trained: adapt it with LoRA instead"
+        elif isinstance(site.place, Projection) and site.place.anchor is not None:
             yield f"its weight is not all there is to a {site.module_type}: adapt it with LoRA instead"
 
     @override

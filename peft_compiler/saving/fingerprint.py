@@ -9,6 +9,7 @@ from pydantic import BaseModel, JsonValue
 from torch import nn
 
 from peft_compiler.plan import is_inserted
+from peft_compiler.quantised import state_of
 
 INCIDENTAL = frozenset(
     {
@@ -74,10 +75,9 @@ def digest_of_weights(weights_digest: Mapping[str, str]) -> str:
 
 def structure_of(model: nn.Module) -> str:
     """Returns the SHA-256 of the names, shapes and dtypes of the base's parameters and buffers."""
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     return _sha256(
         [name, list(tensor.shape), str(tensor.dtype)]
-        for name, tensor in sorted(tensors.items())
+        for name, tensor in sorted(state_of(model).items())
         if not is_inserted(name)
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from peft_compiler.lowering.lower import lower
 from peft_compiler.methods._routing import Router, giving
 from peft_compiler.plan import Insertion, Plan, is_inserted
+from peft_compiler.quantised import is_quantised
 from peft_compiler.site import Projection
 from peft_compiler.verifying.outputs import equal, run, tensors_of
 from peft_compiler.verifying.structure import listed
@@ -114,7 +115,9 @@ def _fused_outputs(
 ) -> Iterator[Tensor]:
     """Yields the output of the adapted and of the plain projection for equal random inputs, rows first."""
     base: nn.Module = subject.base.get_submodule(path)
-    x = noise(next(base.parameters()).new_empty(3, insertions[0].site.width_in), draws)
+    plain = (p for p in subject.base.parameters() if p.is_floating_point() and not is_quantised(p))
+    like = next(base.parameters())
+    x = noise(like.new_empty(3, insertions[0].site.width_in, dtype=next(plain, like).dtype), draws)
     ours = subject.moved.get_submodule(path)
     # By itself, a place is told nothing by its router.
     told = {router: 1.0 for router in ours.modules() if isinstance(router, Router)}

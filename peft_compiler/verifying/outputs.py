@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from peft_compiler.lowering.modes import keep_modes
+
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yields the floating-point tensors in what a model returned, but for those in caches."""
@@ -33,7 +35,8 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
     """
     torch.manual_seed(0)
     with torch.no_grad():
-        return list(tensors_of(model.eval()(**inputs)))
+        keep_modes(model.eval())
+        return list(tensors_of(model(**inputs)))
 
 
 def equal(these: list[Tensor], those: list[Tensor]) -> bool:

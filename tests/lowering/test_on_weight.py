@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 import peft_compiler as pc
-from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.lower import lower
 from tests import zoo
 
 PATH = "transformer.h.0.attn.c_attn"
@@ -101,17 +99,3 @@ def test_the_graph_reads_as_the_sentence_does() -> None:
 def test_every_method_keeps_every_promise_on_fused_rows(method: str) -> None:
     report = pc.verify(pc.compile(zoo.build("gpt2"), f"{method} on q,v", zoo.inputs("gpt2")))
     assert report.ok, str(report)
-
-
-def test_a_quantised_weight_is_refused() -> None:
-    model = zoo.build("llama")
-    projection = model.get_submodule("model.layers.1.self_attn.q_proj")
-    projection.weight = nn.Parameter(projection.weight.to(torch.int8), requires_grad=False)
-    planned = pc.plan(zoo.build("llama"), "DoRA r=2 on q")
-    with pytest.raises(LoweringError) as caught:
-        lower(model, planned, 0, zoo.inputs("llama"))
-    assert str(caught.value) == (
-        "the plan cannot be lowered\n"
-        "  model.layers.1.self_attn.q_proj: its weight is quantised (torch.int8), which dora would map: "
-        "dequantise the base, or take a method that stands beside it, such as LoRA"
-    )
