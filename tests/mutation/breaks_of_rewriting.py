@@ -267,9 +267,9 @@ REWRITING = (
     Mutant(
         "heads in front of the batch are refused",
         "analysis/roles/obstacles.py",
-        "if not any(bool((each == each[:1]).all()) for each in by_batch):",
-        "if False:",
-        "analysis/roles/test_obstacles.py::test_an_obstacle_is_named",
+        "axes != 5 and not has_heads_behind_batch(flow, attention)",
+        "False",
+        "analysis/roles/test_obstacles.py",
     ),
     Mutant(
         "the graph of an attention goes on into the modules that hold its ops",
