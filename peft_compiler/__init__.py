@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peft_compiler.errors import PeftCompilerError as PeftCompilerError
     from peft_compiler.errors import PlanError as PlanError
     from peft_compiler.errors import SpecError as SpecError
+    from peft_compiler.estimating import Estimate as Estimate
+    from peft_compiler.estimating import estimate as estimate
     from peft_compiler.interchange import fuse as fuse
     from peft_compiler.interchange import load as load
     from peft_compiler.lowering.lower import reference_of as reference_of
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "CaptureError": "errors",
+    "Estimate": "estimating",
     "InterchangeError": "errors",
     "LoweringError": "errors",
     "MergeError": "errors",
@@ -60,6 +63,7 @@ _HOME_OF = {
     "SpecError": "errors",
     "checkpoint": "saving",
     "compile": "compiling",
+    "estimate": "estimating",
     "find_sites": "analysis.find_sites",
     "fuse": "interchange",
     "load": "interchange",

@@ -33,6 +33,8 @@ ORDER = (
     "optimising",
     "allocating",
     "compiling",
+    "activations",
+    "estimating",
     "interchange",
     "verifying",
     "testing",

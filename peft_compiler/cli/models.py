@@ -38,6 +38,12 @@ def build_on_meta(source: str) -> nn.Module:
         return model_class(config, source)(config).eval()
 
 
+def as_saved(model: nn.Module) -> torch.dtype:
+    """Returns the type that a model's weights are saved in, by its config; float32 if that does not say."""
+    dtype = getattr(model.config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
 def load_weights(source: str) -> PreTrainedModel:
     """Returns the model that `source` holds, with its weights, in eval mode.
 
