@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -101,7 +102,8 @@ def train(tuned: nn.Module, task: Task, seed: int) -> None:
             warmup_steps=0.1,
             **task.training,
         )
-        trainer = Trainer(tuned, arguments, data_collator=task.collate, train_dataset=task.examples)
+        examples: Any = task.examples  # a sequence is a dataset to torch, though it is typed more narrowly
+        trainer = Trainer(tuned, arguments, data_collator=task.collate, train_dataset=examples)
         trainer.train()
 
 

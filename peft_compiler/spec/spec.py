@@ -107,7 +107,7 @@ class Where(_Written, frozen=True):
     )
 
     @property
-    def parts(self) -> Iterator[Self]:
+    def parts(self) -> Iterator["Where"]:
         """This selector and all within it, what it excludes too."""
         yield self
         for part in (*(self.and_ or ()), *(self.or_ or ()), *((self.not_,) if self.not_ else ())):

@@ -13,8 +13,8 @@ PROMISES = (
     Mutant(
         "a tied weight does not move on merge",
         "merging.py",
-        "elif len(owners[id(parameter)]) > 1 and not untie:",
-        "elif len(owners[id(parameter)]) > 2 and not untie:",
+        "if len(owners[id(parameter)]) > 1 and not untie:",
+        "if len(owners[id(parameter)]) > 2 and not untie:",
         f"{MERGING}::test_a_tied_weight_is_refused_or_untied",
     ),
     Mutant(

@@ -47,16 +47,16 @@ REWRITING = (
     ),
     Mutant(
         "the base is frozen",
-        "lowering/lower.py",
-        "nn.Parameter(parameter.detach(), requires_grad=False) if plain",
-        "nn.Parameter(parameter.detach(), requires_grad=True) if plain",
+        "lowering/storage.py",
+        "return nn.Parameter(parameter.detach(), requires_grad=False)",
+        "return nn.Parameter(parameter.detach(), requires_grad=True)",
         f"{VERIFY}::test_the_report_has_one_line_for_each_promise",
     ),
     Mutant(
         "the caller's model stays as it was",
-        "lowering/lower.py",
-        "nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter",
-        "parameter.requires_grad_(False)",
+        "lowering/storage.py",
+        "return nn.Parameter(parameter.detach(), requires_grad=False)",
+        "return parameter.requires_grad_(False)",
         f"{LOAD}::test_what_is_loaded_is_what_was_saved",
     ),
     Mutant(
