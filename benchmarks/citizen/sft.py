@@ -24,7 +24,7 @@ from peft_compiler.demo.run import digests
 from peft_compiler.demo.weights import decoder
 
 SPEC = "LoRA r=8 on all linear; deep prompts length=4 scale=0.1 on every layer"
-LENGTH = 96
+LENGTH = 64
 """Tokens of each abstract that are read: minutes on two cores."""
 PROMPT = "In this paper, we present"
 
@@ -59,6 +59,7 @@ def learn(tuned: nn.Module, tokenizer: Any, folder: Path, steps: int) -> None:
         use_cpu=True,
         report_to=[],
         save_strategy="no",
+        gradient_checkpointing=False,
         disable_tqdm=True,
     )
     data = Dataset.from_list([{"text": text} for text in texts.abstracts("train")])
@@ -78,8 +79,8 @@ def reload(folder: Path, count: int) -> None:
 def main() -> None:
     """Trains, reloads elsewhere, and prints what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=25, help="of training, 4 abstracts each")
-    parser.add_argument("--count", type=int, default=24, help="of abstracts to judge by")
+    parser.add_argument("--steps", type=int, default=15, help="of training, 4 abstracts each")
+    parser.add_argument("--count", type=int, default=12, help="of abstracts to judge by")
     parser.add_argument("--reload", type=Path, help="only load this folder, and show what it has learnt")
     chosen = parser.parse_args()
     if chosen.reload is not None:
