@@ -14,6 +14,7 @@ from peft_compiler.analysis.module_graph import ModuleGraph
 from peft_compiler.copies import AnyModule
 from peft_compiler.errors import CaptureError, PlanError
 from peft_compiler.lowering.compilation import is_compiled
+from peft_compiler.lowering.installed import offloaded, spread
 from peft_compiler.lowering.lower import lower
 from peft_compiler.lowering.rewritten import Rewritten
 from peft_compiler.plan import Plan
@@ -90,6 +91,8 @@ def _planned(model: nn.Module, spec: Source, example_inputs: Any, tokenizer: Any
             f"this {type(model).__name__} {what} compiled already; "
             "compile its base once, with one spec that holds every rule"
         )
+    if elsewhere := [*spread(model), *offloaded(model)]:
+        raise PlanError(f"this {type(model).__name__} cannot be compiled as it lies", elsewhere)
     graph = capture(model, example_inputs)
     sites = sites_of(graph)
     if example_inputs is None and not read.towers <= {site.tower for site in sites}:

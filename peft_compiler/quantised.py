@@ -46,8 +46,9 @@ def parts_of(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
         return
     names, _ = flatten()
-    for name in names:
-        yield from parts_of(getattr(tensor, name))
+    for part in (getattr(tensor, name) for name in names):
+        if isinstance(part, Tensor):  # a sharded tensor also names what it is spread over
+            yield from parts_of(part)
 
 
 def is_quantised(tensor: Tensor) -> bool:

@@ -154,6 +154,9 @@ def _without_weights(model: nn.Module) -> nn.Module:
                 # Most of a module are empty tables of hooks, and deepcopy takes long over each of them.
                 memo[id(value)] = type(value)()
     twin = copied(model, memo).eval()
+    for module in twin.modules():
+        # What was put around a forward moves weights between devices; here there are none.
+        vars(module).pop("forward", None)
     for config in {
         id(config): config for config in map(_config_of, twin.modules()) if config is not None
     }.values():

@@ -27,6 +27,7 @@ from peft_compiler.lowering.edit import Carrier, Edit, Flavour, opened_by
 from peft_compiler.lowering.emit import ITSELF, emit, tidy
 from peft_compiler.lowering.extend_input import open_graph
 from peft_compiler.lowering.guards import GuardFailed
+from peft_compiler.lowering.installed import hand_over
 from peft_compiler.lowering.modes import keep_modes
 from peft_compiler.lowering.readable import Section, readable
 from peft_compiler.lowering.routed import carrying, receiving
@@ -143,6 +144,12 @@ class Rewritten(GraphModule):
         """The module, for its own graph."""
         return self
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise LoweringError(
+            "nn.DataParallel copies modules without what their graphs need: "
+            "use DistributedDataParallel or fully_shard"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Rewritten":
         new = object.__new__(type(self))
         memo[id(self)] = new
@@ -161,13 +168,17 @@ class Rewritten(GraphModule):
 def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour: Flavour) -> None:
     """Changes the class of `module`, in place, so that its forward does what `edits` say."""
     module.__dict__["rewriting"] = Rewriting(edits, config)
-    module.__class__ = _class_for(type(module), flavour, edits)
+    original = type(module)
+    module.__class__ = _class_for(original, flavour, edits)
+    hand_over(module, original, type(module))
 
 
 def restore(module: Rewritten) -> None:
     """Gives a rewritten module its original class back, in place."""
     del module.__dict__["rewriting"]
+    rewritten = type(module)
     module.__class__ = module.original  # pyright: ignore[reportAttributeAccessIssue]
+    hand_over(module, rewritten, type(module))
 
 
 def _blank(original: type[nn.Module], flavour: Flavour, edits: tuple[Edit, ...]) -> nn.Module:

@@ -1,0 +1,96 @@
+"""Trains compiled decoders, run by torchrun as one of two processes; argument: where to write the losses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import DistributedConfig
+
+import peft_compiler as pc
+from tests import zoo
+
+SPECS = {
+    "several": "LoRA r=4 on all linear; adapter width=8 after FFN; deep prompts length=3; IA3 on v",
+    "on the weight": "DoRA r=4 on q,v; OFT block_size=8 on up",
+    "in front": "prompt length=3; train norm",
+}
+STEPS = 4
+
+
+def compiled(spec: str) -> Any:
+    return pc.compile(zoo.build("llama"), SPECS[spec]).train()
+
+
+def batch() -> Tensor:
+    return torch.randint(3, zoo.VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(1))
+
+
+def losses(model: nn.Module, ids: Tensor) -> list[float]:
+    """Returns the loss of each step, averaged over the processes where there are several."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    found: list[float] = []
+    for _ in range(STEPS):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        mean = loss.detach().clone()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(mean)
+            mean /= torch.distributed.get_world_size()
+        found.append(mean.item())
+    return found
+
+
+def distributed(model: Any) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def sharded(model: Any) -> nn.Module:
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+HOW = {"ddp": distributed, "fsdp": sharded}
+
+
+def refusal_of_a_tp_plan(folder: Path) -> str:
+    """Returns what is said of a model whose weights transformers has spread over the processes."""
+    model: Any = zoo.build("llama")
+    if torch.distributed.get_rank() == 0:
+        model.save_pretrained(folder)
+    torch.distributed.barrier()
+    spread = type(model).from_pretrained(
+        folder, distributed_config=DistributedConfig(tp_plan="auto", tp_size=2)
+    )
+    try:
+        pc.compile(spread, SPECS["several"])
+    except pc.PlanError as error:
+        return error.problems[-1]
+    return "compiled"
+
+
+def main(output: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    part = batch().chunk(size)[rank]
+    found: dict[str, Any] = {
+        how: {spec: losses(together(compiled(spec)), part) for spec in SPECS} for how, together in HOW.items()
+    }
+    found["tp_plan"] = refusal_of_a_tp_plan(Path(output).parent / "model")
+    if rank == 0:
+        Path(output).write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
