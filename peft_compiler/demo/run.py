@@ -102,7 +102,7 @@ def train(tuned: nn.Module, task: Task, seed: int) -> None:
             warmup_steps=0.1,
             **task.training,
         )
-        examples: Any = task.examples  # any sequence will do; where `datasets` is installed, its type says less
+        examples: Any = task.examples  # any sequence is a dataset, whatever its type says
         trainer = Trainer(tuned, arguments, data_collator=task.collate, train_dataset=examples)
         trainer.train()
 
