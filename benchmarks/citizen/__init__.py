@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import ModuleType
 
-from benchmarks.citizen import compiled, copies, frozen, generation, training
+from benchmarks.citizen import compiled, copies, devices, frozen, generation, quantised, training
 
 AREAS: Mapping[str, ModuleType] = {
     "Generation": generation,
@@ -11,5 +11,7 @@ AREAS: Mapping[str, ModuleType] = {
     "Copies and threads": copies,
     "Frozen": frozen,
     "Training and checkpoints": training,
+    "Quantised bases": quantised,
+    "Two processes": devices,
 }
 """A module of features for each table of the page."""
