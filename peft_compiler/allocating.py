@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ class RankAllocator:
         allocator.step()
         optimiser.zero_grad()
 
+    Its `state_dict` goes with a checkpoint of the model, as accelerate keeps it once it is registered.
     A `transformers` trainer calls `on_optimizer_step` of its callbacks at the same point.
     """
 
@@ -81,7 +83,8 @@ class RankAllocator:
         Raises:
             PeftCompilerError: If the model has no AdaLoRA, or the settings leave no time for cuts.
         """
-        self._triplets = tuple(_triplets_of(tuned).values())
+        found = _triplets_of(tuned)
+        self._paths, self._triplets = tuple(found), tuple(found.values())
         if not self._triplets:
             raise PeftCompilerError(
                 f"this {type(tuned).__name__} has no AdaLoRA, whose ranks could be cut: compile it with one"
@@ -124,6 +127,38 @@ class RankAllocator:
         self._observe()
         if self.done > self.warmup and (self.done % self.interval == 0 or self.done == cutting):
             self._cut(self.budget(self.done))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a run has to keep beside the model's checkpoint to be taken up again."""
+        importance = {
+            path: [[each.mean, each.spread] for each in of_site]
+            for path, of_site in zip(self._paths, self._importance, strict=True)
+        }
+        return {"schedule": self._schedule(), "done": self.done, "importance": importance}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the allocator stood that gave `state`.
+
+        Raises:
+            PeftCompilerError: If it has another schedule or other sites; nothing is changed.
+        """
+        theirs, ours = state["schedule"], self._schedule()
+        problems = [
+            f"{name}={theirs[name]} there, {ours[name]} here" for name in ours if ours[name] != theirs[name]
+        ]
+        if [*state["importance"]] != [*self._paths]:
+            problems.append("it is of other AdaLoRAs than those of this model")
+        if problems:
+            raise PeftCompilerError("the state does not belong to this allocator", problems)
+        self.done = state["done"]
+        for path, of_site in zip(self._paths, self._importance, strict=True):
+            for each, (mean, spread) in zip(of_site, state["importance"][path], strict=True):
+                each.mean.copy_(mean)
+                each.spread.copy_(spread)
+
+    def _schedule(self) -> dict[str, float]:
+        names = ("steps", "warmup", "cooldown", "interval", "beta_1", "beta_2")
+        return {name: getattr(self, name) for name in names}
 
     def _observe(self) -> None:
         for triplets, importance in zip(self._triplets, self._importance, strict=True):

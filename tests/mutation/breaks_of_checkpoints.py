@@ -84,4 +84,11 @@ CHECKPOINTS = (
         '    if rewritten == "":',
         f"{COMPILING}::test_compiling_a_compiled_model_is_refused",
     ),
+    Mutant(
+        "an allocator of ranks goes on where it stood",
+        "allocating.py",
+        '        self.done = state["done"]',
+        '        self.done = 0 * state["done"]',
+        "citizen/test_training_ranks.py::test_ranks_are_cut_as_without_an_interruption",
+    ),
 )
