@@ -3,8 +3,9 @@
 from tests.mutation.breaks_of_analysis import ANALYSIS
 from tests.mutation.breaks_of_checkpoints import CHECKPOINTS
 from tests.mutation.breaks_of_methods import METHODS
+from tests.mutation.breaks_of_places import PLACES
 from tests.mutation.breaks_of_promises import PROMISES
 from tests.mutation.breaks_of_rewriting import REWRITING
 from tests.mutation.breaks_of_roles import ROLES
 
-MUTANTS = (*ANALYSIS, *METHODS, *REWRITING, *PROMISES, *CHECKPOINTS, *ROLES)
+MUTANTS = (*ANALYSIS, *METHODS, *REWRITING, *PROMISES, *CHECKPOINTS, *ROLES, *PLACES)
