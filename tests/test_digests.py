@@ -56,8 +56,8 @@ def test_a_wrapped_tensor_is_what_it_is_made_of() -> None:
                 return ["codes", "scale"], None
 
         tensor = torch.zeros(2).as_subclass(Codes)
-        tensor.codes, tensor.scale = torch.tensor(codes), torch.tensor(scale)  # type: ignore[attr-defined]
-        tensor.detach = lambda: tensor  # type: ignore[method-assign]
+        tensor.codes, tensor.scale = torch.tensor(codes), torch.tensor(scale)
+        tensor.detach = lambda: tensor
         return tensor
 
     assert digest(wrapped([1, 2], 0.5)) == digest(wrapped([1, 2], 0.5))

@@ -27,9 +27,9 @@ class Gate(Method, frozen=True):
     """One factor for each feature of a sub-layer's result."""
 
     paper = "own"
-    attaches = {pc.Role.FEED_FORWARD: Wiring.AFTER, pc.Role.ATTENTION: Wiring.AFTER}  # noqa: RUF012
+    attaches = {pc.Role.FEED_FORWARD: Wiring.AFTER, pc.Role.ATTENTION: Wiring.AFTER}  # noqa: RUF012  (as the tutorial has it)
     spoken = ("feature gate",)
-    spoken_fields = {"start": "initial"}  # noqa: RUF012
+    spoken_fields = {"start": "initial"}  # noqa: RUF012  (as the tutorial has it)
     default_roles = (pc.Role.FEED_FORWARD,)
     identity = True
     merge = NoMerge("a sub-layer's result has no weight of its own")
