@@ -16,7 +16,7 @@ METHODS: Mapping[str, str | dict[str, Any]] = {
     "hra": "hra r=2 on q, v",
     "fourierft": "fourierft n=9 on q, v",
     "miss": "miss r=2 on q, v",
-    "x_lora": "x-lora r=2 on q, v",
+    "x_lora": "x-lora r=2 train_adapters=true on q, v",
     "gated_lora": "gated lora r=2 on q, v",
     "ia3": "ia3 on k, v, down",
     "bitfit": "bitfit add=true",
@@ -39,7 +39,7 @@ METHODS: Mapping[str, str | dict[str, Any]] = {
     "llama_adapter": "llama-adapter length=3",
     "loreft": "loreft r=2 first=1 last=1",
     "direft": "direft r=2 first=1 last=1",
-    "trainable_tokens": {"version": 1, "rules": [{"use": {"trainable_tokens": {"tokens": [5, 17]}}}]},
+    "trainable_tokens": {"version": 1, "rules": [{"use": {"trainable_tokens": {"tokens": [53, 56]}}}]},
     "trained_copy": "train head, norm",
     "all together": "lora r=2 on q, v; adapters width=4 after ffn; deep prompts length=2; prompt length=2",
 }
