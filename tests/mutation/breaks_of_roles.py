@@ -4,9 +4,24 @@ from tests.mutation.mutant import Mutant
 
 _BESIDE = "analysis/roles/test_beside_attention.py"
 _OBSTACLES = "analysis/roles/test_obstacles.py"
+_CHOSEN = "architectures/test_chosen_queries.py"
 _COMPRESSED = "architectures/test_compressed_attention.py"
 
 ROLES = (
+    Mutant(
+        "what depends on an index that is not known is not known",
+        "analysis/roles/replay.py",
+        "return _distinct([moved]) if alike else ()",
+        "return _distinct([moved])",
+        f"{_CHOSEN}::test_what_depends_on_an_unknown_index_is_not_found",
+    ),
+    Mutant(
+        "indices that count are followed",
+        "analysis/roles/replay.py",
+        "counted = _counted(source)\n    return",
+        "counted = None\n    return",
+        f"{_CHOSEN}::test_chosen_queries_come_from_every_row",
+    ),
     Mutant(
         "channels are followed through a depthwise convolution",
         "analysis/roles/replay.py",

@@ -25,6 +25,9 @@ _MAXIMA = frozenset({"max", "amax", "max_pool1d", "max_pool2d", "max_pool3d"})
 # Beyond this many, what an element was computed from is taken to be unknown.
 _MOST_ORIGINS = 4
 
+_FIRST_AND_LAST = (0, -1)
+"""What indices that are not known are taken to be, one after the other."""
+
 Origins = tuple[Any, ...]
 """Where the elements of a value come from: one tensor, or several of the same shape; empty where unknown."""
 
@@ -150,32 +153,62 @@ def _moved(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins:
     # One origin written over another would be lost.
     if not all(known) or (kind(node) in _WRITES and origins > 1):
         return ()
+    unknown = [source for source in node.all_input_nodes if source not in values]
+    indices = _FIRST_AND_LAST if any(map(_is_index, unknown)) else _FIRST_AND_LAST[:1]
     try:
-        moved = tuple(_run(node, values, place) for place in range(origins))
+        moved, *others = (
+            tuple(_run(node, values, place, index) for place in range(origins)) for index in indices
+        )
     except (RuntimeError, TypeError, IndexError, ValueError):
         return ()
-    return _distinct([moved]) if all(isinstance(each, Tensor) for each in moved) else moved
+    if not all(isinstance(each, Tensor) for each in moved):
+        return moved
+    # What depends on an index that is not known is not known either.
+    alike = all(torch.equal(*pair) for other in others for pair in zip(moved, other, strict=True))
+    return _distinct([moved]) if alike else ()
 
 
-def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int) -> Any:
+def _is_index(source: fx.Node) -> bool:
+    return is_real_type(fact(source).dtype) and fact(source).dtype != torch.bool
+
+
+def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int, index: int) -> Any:
     """Runs an op on one origin of each of its inputs; every origin takes part in one of the runs."""
 
     def value_of(source: fx.Node) -> Any:
         origins = values.get(source)
-        return _stand_in(source) if origins is None else origins[min(place, len(origins) - 1)]
+        return _stand_in(source, index) if origins is None else origins[min(place, len(origins) - 1)]
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    if kind(node) == "index_select":  # which counts from the front only
+        named = {**dict(zip(("input", "dim", "index"), args, strict=False)), **kwargs}
+        named["index"] %= named["input"].shape[named["dim"]]
+        return torch.index_select(**named)
     if kind(node) == "pad" and argument(node, 2, "mode") in (None, "constant"):
         return functional.pad(cast(Tensor, args[0]), argument(node, 1, "pad"), value=ELSEWHERE)
     out = cast(Callable[..., Any], node.target)(*args, **kwargs)
     return args[0] if kind(node) == "setitem" else out
 
 
-def _stand_in(source: fx.Node) -> Tensor:
+def _stand_in(source: fx.Node, index: int) -> Tensor:
+    """Returns what stands for a value that the probe does not reach; its integers are indices."""
     known = fact(source)
-    if is_real_type(known.dtype):
+    if not is_real_type(known.dtype):
+        return torch.full(known.shape, ELSEWHERE)
+    if not _is_index(source):
         return torch.zeros(known.shape, dtype=known.dtype)
-    return torch.full(known.shape, ELSEWHERE)
+    counted = _counted(source)
+    return torch.full(known.shape, index, dtype=known.dtype) if counted is None else counted
+
+
+def _counted(source: fx.Node) -> Tensor | None:
+    """Returns indices that count from a number to another one, in whatever shape; None for any others."""
+    if kind(source) == "arange" and not source.all_input_nodes:
+        limits = {name: source.kwargs[name] for name in ("start", "end", "step") if name in source.kwargs}
+        return torch.arange(*source.args, **limits)
+    inputs = source.all_input_nodes if moves(source) else []
+    counted = _counted(inputs[0]) if len(inputs) == 1 else None
+    return None if counted is None else cast(Tensor, _run(source, {inputs[0]: (counted,)}, 0, 0))
 
 
 def _computed(node: fx.Node, values: Mapping[fx.Node, Origins]) -> Origins | None:

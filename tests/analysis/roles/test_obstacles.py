@@ -165,16 +165,13 @@ class HeadsBehindQueries(Attends):
         return einsum("bqhk,bhkd->bhqd", scores.softmax(-1), v)
 
 
-class ChosenQueries(Attends):
-    """Only the queries of an index attend: of which head they are is not known."""
+class ShuffledHeads(Attends):
+    """An index says of which head the queries are, which is not known."""
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))
-        chosen = (q @ k.mT).sum(-1).topk(3)[1]
-        rows = torch.arange(len(q)).unsqueeze(-1)
-        mixed = v.mean(1, keepdim=True).expand(v.shape).clone()
-        mixed[rows, chosen] = (q[rows, chosen] @ k.mT).softmax(-1) @ v
-        return mixed.unflatten(0, (-1, HEADS))
+        order = q.sum((1, 2)).argsort()
+        return ((q[order] @ k.mT).softmax(-1) @ v).unflatten(0, (-1, HEADS))
 
 
 class SharedByWindows(Attends):
@@ -240,7 +237,7 @@ OBSTACLES = {
     HeadsFirstInOneAxis: "its heads do not lie right behind the batch",
     HeadsBehindQueries: "its scores are not laid out as (batch, heads, queries, keys)",
     SharedByWindows: "its scores are not laid out as (batch, heads, queries, keys)",
-    ChosenQueries: "its 1 heads of queries cannot share 4 heads of keys",
+    ShuffledHeads: "its 1 heads of queries cannot share 4 heads of keys",
     FromTheRight: (
         "its probabilities are not laid out as (batch, heads, queries, keys) where they meet the values"
     ),
