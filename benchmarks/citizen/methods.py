@@ -39,7 +39,7 @@ METHODS: Mapping[str, str | dict[str, Any]] = {
     "llama_adapter": "llama-adapter length=3",
     "loreft": "loreft r=2 first=1 last=1",
     "direft": "direft r=2 first=1 last=1",
-    "trainable_tokens": {"version": 1, "rules": [{"use": {"trainable_tokens": {"tokens": [53, 56]}}}]},
+    "trainable_tokens": {"version": 1, "rules": [{"use": {"trainable_tokens": {"tokens": [4, 5, 53, 56]}}}]},
     "trained_copy": "train head, norm",
     "all together": "lora r=2 on q, v; adapters width=4 after ffn; deep prompts length=2; prompt length=2",
 }
