@@ -20,8 +20,11 @@ class HidesPositions:
 
     hidden: int
     room: int
-    is_compileable = False
-    """No masks are to be made in advance for it: they would count hidden positions."""
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether masks are made in advance for it; not while positions are hidden, which they would not count."""
+        return not self.hidden and bool(super().is_compileable)  # pyright: ignore
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the number of positions, without those that are hidden."""

@@ -131,7 +131,8 @@ def extended_mask(mask: Any, length: int, first: bool, size: int | None = None) 
     """Returns a mask for `length` more keys, which are seen, and on the first call as many more queries.
 
     Args:
-        mask: For keys (batch, T), or for pairs (batch, heads, queries, keys), or several of these by name.
+        mask: For keys (batch, T), or for pairs (batch, heads, queries, keys), or several of these by name;
+            None where no more than later keys are hidden.
         length: Number of prompts.
         first: Whether the prompts are part of the call, not of a cache.
         size: Positions that fit into the cache, where that is fixed.
@@ -139,7 +140,10 @@ def extended_mask(mask: Any, length: int, first: bool, size: int | None = None) 
     if isinstance(mask, Mapping):
         masks: list[Any] = [extended_mask(each, length, first, size) for each in mask.values()]
         # Made for a cache of a fixed size, all say the same; the forward makes them anew from one.
-        return masks[0] if masks[0].dim() == 2 else dict(zip(mask, masks, strict=True))
+        made = next((each for each in masks if each is not None), None)
+        return made if made is not None and made.dim() == 2 else dict(zip(mask, masks, strict=True))
+    if mask is None:
+        return None  # of nothing but what comes later
     if not isinstance(mask, Tensor):
         raise LoweringError(
             f"a soft prompt cannot extend a mask of type {type(mask).__name__}; pass a tensor"
