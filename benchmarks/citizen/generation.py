@@ -58,9 +58,10 @@ def sampling(case: Case) -> None:
 
 def static_cache(case: Case) -> None:
     """A cache of fixed size gives the tokens of one that grows."""
-    tuned, prompt = case.decoding(), _prompt(case)
-    expected = _generated(tuned, prompt)
-    assert_close(_generated(tuned, prompt, cache_implementation="static"), expected)
+    tuned = case.decoding()
+    for prompt in _prompts(case):
+        expected = _generated(tuned, prompt)
+        assert_close(_generated(tuned, prompt, cache_implementation="static"), expected)
 
 
 def quantised_cache(case: Case) -> None:
@@ -124,9 +125,10 @@ def continued(case: Case) -> None:
 
 
 def _equal_without_cache(case: Case, **settings: Any) -> None:
-    tuned, prompt = case.decoding(), _prompt(case)
-    expected = _generated(tuned, prompt, use_cache=False, **settings)
-    assert_close(_generated(tuned, prompt, use_cache=True, **settings), expected)
+    tuned = case.decoding()
+    for prompt in _prompts(case):
+        expected = _generated(tuned, prompt, use_cache=False, **settings)
+        assert_close(_generated(tuned, prompt, use_cache=True, **settings), expected)
 
 
 def _generated(tuned: Any, prompt: dict[str, Tensor], **settings: Any) -> Any:
@@ -152,6 +154,13 @@ def _prompt(case: Case) -> dict[str, Tensor]:
     inputs = zoo.inputs(case.architecture)
     inputs.pop("decoder_input_ids", None)
     return inputs
+
+
+def _prompts(case: Case) -> tuple[dict[str, Tensor], ...]:
+    """Returns rows of which one is padded, and rows without padding, which transformers gives no mask."""
+    padded = _prompt(case)
+    whole = {key: torch.ones_like(value) if "mask" in key else value for key, value in padded.items()}
+    return padded, whole
 
 
 FEATURES = (

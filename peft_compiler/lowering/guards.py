@@ -9,6 +9,8 @@ cannot, because running the forward again would change a cache twice: it is an e
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from torch import Tensor
+
 from peft_compiler.errors import LoweringError
 
 
@@ -46,7 +48,22 @@ def expect_length(value: Any, length: int) -> None:
         raise GuardFailed
 
 
+def expect_kind(value: Any, is_tensor: bool) -> None:
+    """The forward was given a tensor, or a plain number: a cache counts in either, by its class and state."""
+    if isinstance(value, Tensor) is not is_tensor:
+        raise GuardFailed
+
+
 Guard = Callable[..., None]
+
+
+def guard_of(value: Any) -> tuple[Any, ...]:
+    """Returns the guard that lets no other value pass, and what it expects."""
+    if value is None:
+        return (expect_none,)
+    if isinstance(value, bool):
+        return (expect_true if value else expect_false,)
+    return expect_equal, value
 
 
 def _after_a_change(guard: Guard) -> Guard:
@@ -67,7 +84,7 @@ def _fail_late(guard: str, value: Any, expected: tuple[Any, ...]) -> NoReturn:
     )
 
 
-_FIRST = (expect_equal, expect_true, expect_false, expect_none, expect_length)
+_FIRST = (expect_equal, expect_true, expect_false, expect_none, expect_length, expect_kind)
 LATE: dict[Guard, Guard] = {guard: _after_a_change(guard) for guard in _FIRST}
 """Each guard, and its form once something was changed."""
 

@@ -23,7 +23,7 @@ class HidesPositions:
 
     @property
     def is_compileable(self) -> bool:
-        """Whether masks are made in advance for it; not while positions are hidden, which they would not count."""
+        """Whether masks are made in advance for it; none while positions are hidden: they would not count."""
         return not self.hidden and bool(super().is_compileable)  # pyright: ignore
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:

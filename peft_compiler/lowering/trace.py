@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
-from peft_compiler.lowering.guards import LATE, Guard, expect_equal, expect_false, expect_none, expect_true
+from peft_compiler.lowering.guards import LATE, Guard, expect_kind, guard_of
 from peft_compiler.lowering.signature import argument_names
 from peft_compiler.lowering.snapshots import fingerprint, flat_tensors, preserved, snapshot, storage_of
 from peft_compiler.lowering.symbols import Symbol, plain_attributes, plain_values
@@ -252,7 +252,10 @@ class LocalTracer(TorchFunctionMode):
         """A method of an object, such as the update of a cache, becomes one node."""
         node = self.graph.call_method(name, *self.values.node_of(((symbol, *args), kwargs)))
         method = self._quietly(getattr, (symbol.value, name), {})
-        return self._stateful(node, method, args, kwargs, owner=symbol.value)
+        result = self._stateful(node, method, args, kwargs, owner=symbol.value)
+        if isinstance(result, Tensor | int):
+            self.guard(expect_kind, node, isinstance(result, Tensor))
+        return result
 
     def _stateful(
         self, node: Node, function: Callable[..., Any], args: Any, kwargs: Any, owner: object = None
@@ -277,11 +280,8 @@ class LocalTracer(TorchFunctionMode):
 
     def guard_equal(self, node: Node, value: Any) -> None:
         """Records that the graph holds only while `node` gives `value`."""
-        simple = {None: expect_none, True: expect_true, False: expect_false}
-        if value is None or isinstance(value, bool):
-            self.guard(simple[value], node)
-        else:
-            self.guard(expect_equal, node, value)
+        guard, *expected = guard_of(value)
+        self.guard(guard, node, *expected)
 
     def guard(self, guard: Guard, *args: Any) -> None:
         """Records a guard, in its late form once something was changed."""

@@ -117,11 +117,14 @@ def greedy(base: nn.Module, prompt: Tensor, ids: Tensor, mask: Tensor, steps: in
     return ids, logits
 
 
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "mistral", "falcon_multi_query", "bloom"])
-def test_generating_with_a_cache_equals_generating_by_hand(name: str, cache: str) -> None:
+def test_generating_with_a_cache_equals_generating_by_hand(name: str, cache: str, padded: bool) -> None:
     base, tuned, prompt = prompted(name)
     inputs = zoo.inputs(name)
+    if not padded:  # of which transformers drops the mask
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     settings = {"cache_implementation": "static"} if cache == "static" else {}
     with torch.no_grad():
         ids, logits = greedy(base, prompt, inputs["input_ids"], inputs["attention_mask"], 5)

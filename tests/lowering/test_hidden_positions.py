@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import Qwen3Config, Qwen3ForCausalLM, StaticCache
 
 from peft_compiler.compiling import compile
 from peft_compiler.errors import LoweringError
@@ -29,6 +29,23 @@ def test_a_fixed_cache_is_used_again_once_it_was_reset() -> None:
         cache.reset()
         assert int(cache.get_seq_length()) == 0
         assert torch.equal(tuned(input_ids=ids, past_key_values=cache).logits, first)
+
+
+def test_masks_by_the_kind_of_layer_may_be_none() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 8}
+    config = Qwen3Config(vocab_size=99, num_hidden_layers=2, num_key_value_heads=2, **sizes)
+    tuned = compile(Qwen3ForCausalLM(config).eval(), "prompt length=3")
+    ids = zoo.inputs("llama")["input_ids"]
+    settings = {"max_new_tokens": 6, "eos_token_id": None, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        grows, fixed = (
+            tuned.generate(
+                ids, **settings, cache_implementation=kind, output_logits=True, return_dict_in_generate=True
+            )
+            for kind in ("dynamic", "static")
+        )
+    torch.testing.assert_close(fixed.logits, grows.logits)
 
 
 NONE, THREE, FIVE = "lora", "prompt length=3", "prompt length=5"

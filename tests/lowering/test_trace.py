@@ -149,6 +149,33 @@ def test_a_loop_over_a_size_holds_for_that_size_alone() -> None:
         run(module, torch.ones(4, 2))
 
 
+class Seen:
+    """A cache that counts its positions in a tensor, as one of a fixed size does, or in a plain number."""
+
+    def __init__(self, count: Tensor | int) -> None:
+        self.count = count
+
+    def get_seq_length(self) -> Tensor | int:
+        return self.count
+
+
+class Continuing(nn.Module):
+    def forward(self, x: Tensor, cache: Seen) -> Tensor:
+        count = cache.get_seq_length()
+        return x + (count.clone() if isinstance(count, Tensor) else count)
+
+
+@pytest.mark.parametrize(("first", "other"), [(torch.tensor(2), 2), (2, torch.tensor(2))])
+def test_whether_a_cache_counts_in_a_tensor_is_guarded(first: Tensor | int, other: Tensor | int) -> None:
+    model, x = Continuing(), torch.randn(2, 3)
+    graph = LocalTracer(model).trace(Continuing.forward, (x, Seen(first)), {})
+    tidy(graph)
+    _, run = emit(graph)
+    assert torch.equal(run(model, x, Seen(first)), x + 2)
+    with pytest.raises(GuardFailed):
+        run(model, x, Seen(other))
+
+
 class Quiet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
