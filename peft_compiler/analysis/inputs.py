@@ -1,7 +1,6 @@
 """Example inputs for a model, from the signature of its forward, its config and its first parameters."""
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -64,15 +63,8 @@ def inputs_with(model: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
     """Yields the same for a model with a config, with these arguments and those that must be given."""
     config, arguments = Config.of(model.config), _parameters_of_forward(model)
     generator = torch.Generator().manual_seed(0)
-    grids = [name for name in arguments if name.endswith("grid_thw")]
     chosen = _chosen([*names], _required(arguments), config, generator)
-    forms = (
-        (chosen,),
-        _with_other_axes(chosen, config),
-        _with_other_widths(chosen, model, generator),
-        _packed(chosen, grids, config, model, generator),
-    )
-    for candidate in itertools.chain(*forms):
+    for candidate in _in_every_form(chosen, config, model, generator):
         yield {name: _as_precise_as(model, value) for name, value in candidate.items()}
 
 
@@ -109,13 +101,9 @@ def _of_config(model: nn.Module) -> Iterator[dict[str, Any]]:
         first += ["decoder_input_ids", "future_values", "future_time_features"]
     generator = torch.Generator().manual_seed(0)
     masks = [name for name in arguments if name.endswith("mask")]
-    grids = [name for name in arguments if name.endswith("grid_thw")]
     for names in (first, *((*required, *names) for names in _COMBINATIONS)):
         chosen = _chosen([name for name in names if name in arguments], required, config, generator)
-        yield chosen
-        yield from _with_other_axes(chosen, config)
-        yield from _with_other_widths(chosen, model, generator)
-        yield from _packed(chosen, grids, config, model, generator)
+        yield from _in_every_form(chosen, config, model, generator)
         found = {name: mask for name in masks if (mask := mask_for(name, chosen)) is not None}
         yield {**chosen, **found} if found else {}
 
@@ -135,6 +123,15 @@ def _chosen(
         if value is not None:
             found[name] = value
     return found
+
+
+def _in_every_form(
+    chosen: dict[str, Tensor], config: Config, model: nn.Module, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    yield chosen
+    yield from _with_other_axes(chosen, config)
+    yield from _with_other_widths(chosen, model, generator)
+    yield from _packed(chosen, config, model, generator)
 
 
 def _with_other_axes(chosen: Mapping[str, Tensor], config: Config) -> Iterator[dict[str, Tensor]]:
@@ -162,13 +159,10 @@ def _with_other_widths(
 
 
 def _packed(
-    chosen: Mapping[str, Tensor],
-    grids: list[str],
-    config: Config,
-    model: nn.Module,
-    generator: torch.Generator,
+    chosen: Mapping[str, Tensor], config: Config, model: nn.Module, generator: torch.Generator
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the same inputs with images as a row of patches, where forward asks for their grid."""
+    grids = [name for name in _parameters_of_forward(model) if name.endswith("grid_thw")]
     images = next((name for name in ("pixel_values", "hidden_states") if name in chosen), None)
     if images is None or not grids:
         return
