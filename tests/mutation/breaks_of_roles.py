@@ -3,11 +3,26 @@
 from tests.mutation.mutant import Mutant
 
 _BESIDE = "analysis/roles/test_beside_attention.py"
+_DIFFUSION = "architectures/test_diffusion.py"
 _OBSTACLES = "analysis/roles/test_obstacles.py"
 _CHOSEN = "architectures/test_chosen_queries.py"
 _COMPRESSED = "architectures/test_compressed_attention.py"
 
 ROLES = (
+    Mutant(
+        "what scales every position alike is no data",
+        "analysis/roles/nearest.py",
+        "if small[-1] == 1 < large[-1] or math.prod(small) < math.prod(large):",
+        "if small[-1] == 1 < large[-1]:",
+        f"{_DIFFUSION}::test_what_makes_a_condition_is_no_feed_forward_layer",
+    ),
+    Mutant(
+        "a head is computed from the body",
+        "analysis/roles/embeddings_and_heads.py",
+        "for node in found if node in after}",
+        "for node in found}",
+        f"{_DIFFUSION}::test_what_a_skip_connection_goes_around_is_no_head",
+    ),
     Mutant(
         "what depends on an index that is not known is not known",
         "analysis/roles/replay.py",

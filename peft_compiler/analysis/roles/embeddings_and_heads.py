@@ -92,4 +92,16 @@ def find_heads(flow: Dataflow, is_body: Callable[[fx.Node], bool]) -> tuple[Line
             stack.extend(flow.active_inputs.get(node, ()))
     if not has_body:
         found = {node: None for output in outputs for node in behind(flow, output).linears}
+    else:
+        after = _nodes_after(flow, is_body)
+        found = {node: None for node in found if node in after}
     return tuple(flow.linears[node] for node in sorted(found, key=lambda node: fact(node).order))
+
+
+def _nodes_after(flow: Dataflow, is_body: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Returns what is computed from the body; a skip connection around it leads to what comes before."""
+    found: set[fx.Node] = set()
+    for node in flow.graph.nodes:
+        if any(source in found or is_body(source) for source in flow.active_inputs.get(node, ())):
+            found.add(node)
+    return found
