@@ -50,7 +50,7 @@ def sites_of(graph: ModuleGraph) -> tuple[Site, ...]:
     probe = RowProbe()
     residuals = find_residuals(flow)
     attentions = find_attentions(flow, residuals, probe)
-    outputs = {attention.output.node for attention in attentions if attention.output}
+    outputs = {output.node for attention in attentions for output in attention.outputs}
     branches = find_branches(flow, residuals, outputs, probe)
     cores = [attention.meeting.core for attention in attentions]
     blocks = find_blocks(graph.modules, [fact(node).module for node in residuals or cores])

@@ -91,11 +91,9 @@ class Survey:
                     unknown.append(f"which rows of {start} are the {_OPERANDS[role]} is unknown")
                 told = f"{_way(start, projected.way)} {fact(core).op} operand {_OPERANDS[role]}"
                 yield from self._projection(role, projected.linear, projected.rows, (told,), attention.cross)
-        if attention.output is not None:
-            told = f"{fact(core).op} in {self._where(core)} → {self._told(attention.output.node)}"
-            yield from self._projection(
-                Role.ATTENTION_OUTPUT, attention.output, None, (told,), attention.cross
-            )
+        for output in attention.outputs:
+            told = f"{fact(core).op} in {self._where(core)} → {self._told(output.node)}"
+            yield from self._projection(Role.ATTENTION_OUTPUT, output, None, (told,), attention.cross)
         yield self._core(attention, tuple(unknown))
 
     def of_branch(self, branch: Branch) -> Iterator[Found]:

@@ -6,9 +6,38 @@ _BESIDE = "analysis/roles/test_beside_attention.py"
 _DIFFUSION = "architectures/test_diffusion.py"
 _OBSTACLES = "analysis/roles/test_obstacles.py"
 _CHOSEN = "architectures/test_chosen_queries.py"
+_STREAMS = "architectures/test_several_streams.py"
 _COMPRESSED = "architectures/test_compressed_attention.py"
 
 ROLES = (
+    Mutant(
+        "each stream that attends jointly has an output",
+        "analysis/roles/attention.py",
+        "outputs = parts if len(parts) > 1 else near[:1]",
+        "outputs = near[:1]",
+        f"{_STREAMS}::test_each_stream_that_attends_jointly_has_an_output",
+    ),
+    Mutant(
+        "keys of an earlier layer are of the same stream",
+        "analysis/roles/attention.py",
+        "todo.extend(_streams(flow, residuals[head].skip, residuals) if head in residuals else ())",
+        "pass",
+        f"{_STREAMS}::test_keys_of_an_earlier_layer_are_no_other_stream",
+    ),
+    Mutant(
+        "a table of distances is none of positions",
+        "analysis/roles/inputs.py",
+        "if table in flow.graph.parameters and counts and one_each and not is_given:",
+        "if table in flow.graph.parameters and counts and not is_given:",
+        "analysis/roles/test_inputs.py::test_a_table_of_distances_is_none_of_positions",
+    ),
+    Mutant(
+        "what combines probabilities is an obstacle",
+        "analysis/roles/obstacles.py",
+        "!= _rows(softmax):",
+        "!= _rows(softmax) and False:",
+        f"{_OBSTACLES}::test_an_obstacle_is_named",
+    ),
     Mutant(
         "what scales every position alike is no data",
         "analysis/roles/nearest.py",

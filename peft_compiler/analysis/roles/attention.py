@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from peft_compiler.analysis.module_graph import fact
-from peft_compiler.analysis.ops import ATTENTION, argument, kind, tensors
+from peft_compiler.analysis.ops import ATTENTION, PARTS, argument, kind, tensors
 from peft_compiler.analysis.roles.fused_rows import RowProbe
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind, ahead, behind, data_of
@@ -55,16 +55,16 @@ class Attention:
     Attributes:
         meeting: Where it happens.
         projections: What feeds each operand, nearest first.
-        output: The projection of its result, or None.
+        outputs: The projections of its result: one, none, or one for each stream that attends jointly.
         entry: The first projection on the way to the queries, whose data is what the attention is
             applied to, or None.
         sources: The heads of the streams that keys come from.
-        cross: Whether that is another stream than the one that queries come from.
+        cross: Whether that is another stream than the one that queries come from, now or in an earlier layer.
     """
 
     meeting: Meeting
     projections: Mapping[Role, tuple[Projected, ...]]
-    output: Linear | None
+    outputs: tuple[Linear, ...]
     entry: Linear | None
     sources: frozenset[fx.Node]
     cross: bool
@@ -84,10 +84,10 @@ def find_attentions(
         if _weighs_states(flow, meeting, searches):
             continue
         sources = _streams(flow, meeting.key, residuals)
-        cross = sources.isdisjoint(_streams(flow, meeting.query, residuals))
-        output = _output(flow, meeting.context, residuals)
+        cross = sources.isdisjoint(_and_earlier(flow, _streams(flow, meeting.query, residuals), residuals))
+        outputs = _outputs(flow, meeting.context, residuals)
         entry = _entry(flow, meeting, projections.get(Role.QUERY, ()), residuals)
-        found.append(Attention(meeting, projections, output, entry, sources, cross))
+        found.append(Attention(meeting, projections, outputs, entry, sources, cross))
     return tuple(found)
 
 
@@ -211,9 +211,27 @@ def _streams(flow: Dataflow, value: fx.Node, residuals: Mapping[fx.Node, Residua
     return frozenset(heads)
 
 
-def _output(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residual]) -> Linear | None:
+def _and_earlier(
+    flow: Dataflow, heads: frozenset[fx.Node], residuals: Mapping[fx.Node, Residual]
+) -> frozenset[fx.Node]:
+    """Returns the heads of streams, and those of the same streams before each branch joined them.
+
+    A layer may attend to the keys of an earlier one (KV sharing, as in Gemma 3n).
+    """
+    found: set[fx.Node] = set()
+    todo = [*heads]
+    while todo:
+        head = todo.pop()
+        if head not in found:
+            found.add(head)
+            todo.extend(_streams(flow, residuals[head].skip, residuals) if head in residuals else ())
+    return frozenset(found)
+
+
+def _outputs(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residual]) -> tuple[Linear, ...]:
     """Returns the first linear after an attention, unless the result joins the stream before.
 
+    Where several streams attend jointly (MMDiT, arXiv:2403.03206), it is the first after each one's part.
     What several linears read alike is a state of its own, as a mean over layers that is
     taken by attention: they are the next sub-layer, and none of them is the output.
     """
@@ -223,13 +241,17 @@ def _output(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residu
         return joins or user in flow.products or kind(user) == ATTENTION
 
     found = ahead(flow, context, is_end)
-    if not found:
-        return None
-    nearest = min(found.values())
-    near = [node for node in found if found[node] <= nearest + _SLACK]
-    first = flow.linears[min(near, key=lambda node: fact(node).order)]
-    alike = [node for node in near if flow.linears[node].data is first.data]
-    return first if len(alike) == 1 else None
+    nearest = min(found.values(), default=0)
+    near = sorted((node for node in found if found[node] <= nearest + _SLACK), key=lambda n: fact(n).order)
+    read = [flow.linears[node].data for node in near]
+    parts = [node for node, data in zip(near, read, strict=True) if _is_part(flow, data, context)]
+    outputs = parts if len(parts) > 1 else near[:1]
+    alone = all(read.count(flow.linears[node].data) == 1 for node in outputs)
+    return tuple(flow.linears[node] for node in outputs) if alone else ()
+
+
+def _is_part(flow: Dataflow, value: fx.Node, whole: fx.Node) -> bool:
+    return any(kind(node) in PARTS for node in behind(flow, value, fact(whole).order).passed)
 
 
 def _entry(

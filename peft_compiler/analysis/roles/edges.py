@@ -72,8 +72,8 @@ def find_joinings(
     """
     ends = {branch.end: _End(branch.end, branch.role, False) for branch in branches}
     for attention in attentions:
-        end = attention.output.node if attention.output else attention.meeting.context
-        ends[end] = _End(end, Role.ATTENTION, attention.cross)
+        for end in [output.node for output in attention.outputs] or [attention.meeting.context]:
+            ends[end] = _End(end, Role.ATTENTION, attention.cross)
     search = _Search(flow, residuals, norms, ends)
     for residual in residuals.values():
         yield from _joinings(search, residual, residual.add, residual.branch)

@@ -60,8 +60,9 @@ def find_entrances(
         if first is not None:
             before = _before(blocks, block.stack, values, set())
             states = called_once(flow.graph, common_path(members[block.stack]))
-            path = _without_its_embeddings(flow, lookups[first], states)
-            found[block.stack] = Entrance(lookups[first], block.stack, path, _positions(flow, before), states)
+            lookup = lookups[first]
+            path = _without_its_embeddings(flow, lookup, states)
+            found[block.stack] = Entrance(lookup, block.stack, path, _positions(flow, before, lookup), states)
     return tuple(_with_readers(blocks, attentions, found))
 
 
@@ -125,8 +126,12 @@ def _without_its_embeddings(flow: Dataflow, lookup: Lookup, path: str) -> str:
     return called_once(flow.graph, path)
 
 
-def _positions(flow: Dataflow, before: set[fx.Node]) -> int | None:
-    """Returns the entries of the largest table that is looked up by counting, not by an input."""
+def _positions(flow: Dataflow, before: set[fx.Node], lookup: Lookup) -> int | None:
+    """Returns the entries of the largest table that is looked up by counting the tokens, not by an input.
+
+    A table of distances is looked up once for each pair of them.
+    """
+    tokens = fact(lookup.index).shape
     found: list[int] = []
     for node in before:
         if kind(node) == "embedding":
@@ -135,6 +140,8 @@ def _positions(flow: Dataflow, before: set[fx.Node]) -> int | None:
             sources = _reached(indices, lambda index: index.all_input_nodes)
             # A buffer that holds every position in order is as long as the table.
             counts = any(kind(s) in _COUNTING or fact(s).shape[-1:] == (entries,) for s in sources)
-            if table in flow.graph.parameters and counts and flow.taint.inputs.keys().isdisjoint(indices):
+            one_each = any(fact(index).shape in (tokens, tokens[-1:], (1, *tokens[-1:])) for index in indices)
+            is_given = not flow.taint.inputs.keys().isdisjoint(indices)
+            if table in flow.graph.parameters and counts and one_each and not is_given:
                 found.append(entries)
     return max(found, default=None)

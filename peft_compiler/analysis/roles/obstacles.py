@@ -63,6 +63,8 @@ def _obstacles(flow: Dataflow, attention: Attention) -> Iterator[str]:
         yield "its scores do not go to the softmax with one column for each key, as where keys lie in blocks"
     elif len(fact(scores).shape) not in (3, 4, 5):
         yield f"its scores have {len(fact(scores).shape)} axes; expected (batch, heads, queries, keys)"
+    elif _rows(_other(flow, meeting.context, meeting.value)) != _rows(softmax):
+        yield "its probabilities are combined on their way to the values"
     elif not _keeps_columns(flow, softmax, _other(flow, meeting.context, meeting.value)):
         yield "its probabilities do not go to the values with one column for each key"
     elif any(stop in flow.products for stop in behind(flow, meeting.value).stops):
@@ -76,6 +78,10 @@ def _unknown_heads(flow: Dataflow, attention: Attention, axes: int) -> Iterator[
         yield "it is not known which of its axes are heads, and which are windows"
     elif axes != 5 and not has_heads_behind_batch(flow, attention):
         yield "its heads do not lie right behind the batch"
+
+
+def _rows(probabilities: fx.Node) -> int:
+    return math.prod(fact(probabilities).shape[:-1])
 
 
 def _other(flow: Dataflow, product: fx.Node, operand: fx.Node) -> fx.Node:

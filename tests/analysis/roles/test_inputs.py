@@ -69,6 +69,27 @@ def test_the_lookup_of_a_module_that_does_more_has_an_anchor() -> None:
     assert (site.place.table, site.place.argument) == ("table", "words")
 
 
+def test_a_table_of_distances_is_none_of_positions() -> None:
+    class Distances(nn.Module):
+        """As in T5: a bias for each pair of positions, by their distance."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.bias = nn.Embedding(zoo.VOCABULARY, zoo.HIDDEN), nn.Embedding(7, zoo.HIDDEN)
+            self.blocks = nn.ModuleList(zoo.HandmadeBlock() for _ in range(2))
+
+        def forward(self, words: Tensor) -> Tensor:
+            places = torch.arange(words.shape[1])
+            apart = self.bias((places - places[:, None]).clamp(-3, 3) + 3).mean(1)
+            x = self.words(words) + apart
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    (site,) = inputs_of(Distances(), {"words": torch.randint(0, 9, (2, 5))})
+    assert site.positions is None
+
+
 def test_the_search_grows_with_the_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks without tokens before them are all looked at, yet what lies before them only once."""
     asked, holding = [0], Blocks.holding

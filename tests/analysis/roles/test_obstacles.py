@@ -174,6 +174,15 @@ class ShuffledHeads(Attends):
         return ((q[order] @ k.mT).softmax(-1) @ v).unflatten(0, (-1, HEADS))
 
 
+class Differences(Attends):
+    """Of each pair of heads, the difference of the probabilities weighs the values (arXiv:2410.05258)."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        first, second = (q @ k.mT).softmax(-1).unflatten(1, (-1, 2)).unbind(2)
+        wide = v.unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
+        return ((first - second) @ wide).unflatten(3, (2, -1)).transpose(2, 3).flatten(1, 2)
+
+
 class SharedByWindows(Attends):
     """Each window of queries sees all keys."""
 
@@ -238,6 +247,7 @@ OBSTACLES = {
     HeadsBehindQueries: "its scores are not laid out as (batch, heads, queries, keys)",
     SharedByWindows: "its scores are not laid out as (batch, heads, queries, keys)",
     ShuffledHeads: "its 1 heads of queries cannot share 4 heads of keys",
+    Differences: "its probabilities are combined on their way to the values",
     FromTheRight: (
         "its probabilities are not laid out as (batch, heads, queries, keys) where they meet the values"
     ),
