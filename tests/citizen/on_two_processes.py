@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ def distributed(model: Any) -> nn.Module:
 
 def sharded(model: Any) -> nn.Module:
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for block in model.model.layers:
+    blocks = model.model.layers
+    uses = Counter(module for block in blocks for module in block.modules())
+    # What several blocks share is sharded by itself, the innermost first: FSDP2 takes no parameter twice.
+    for module in reversed([module for module, count in uses.items() if count > 1]):
+        if any(True for _ in module.parameters(recurse=False)):
+            fully_shard(module, mesh=mesh)
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
