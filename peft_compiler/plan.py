@@ -144,6 +144,7 @@ class Plan:
             console.print(_table(self))
         share = f", {self.trainable / self.base_parameters:.3%} of the base's" if self.base_parameters else ""
         total = f"{self.trainable:,} trainable parameters{share} {self.base_parameters:,}"
+        total += f"; kept in {self.spec.dtype}" if self.spec.dtype else ""
         total += f"; {self.shared:,} of them are shared by the places of a rule" if self.shared else ""
         lines = [line.rstrip() for line in capture.get().splitlines()]
         return "\n".join([*filter(None, lines), f"  {total}"])

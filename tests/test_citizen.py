@@ -60,9 +60,11 @@ def test_torch_compile_takes_it_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "vit", "torch_encoder"])
-def test_insertions_take_the_dtype_of_their_host(name: str) -> None:
-    tuned = compile(zoo.build(name).to(torch.bfloat16), SENTENCE)
-    assert {parameter.dtype for parameter in tuned.parameters()} == {torch.bfloat16}
+def test_insertions_are_as_precise_as_their_host_and_float32(name: str) -> None:
+    for base_type, own in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        tuned = compile(zoo.build(name).to(base_type), SENTENCE)
+        assert {p.dtype for p in tuned.parameters() if p.requires_grad} == {own}
+        assert {p.dtype for p in tuned.parameters() if not p.requires_grad} == {base_type}
 
 
 @pytest.mark.parametrize("spec", [SENTENCE, "prompt length=3"])

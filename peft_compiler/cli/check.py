@@ -25,6 +25,8 @@ def check(spec: SpecSource, as_json: AsJson = False) -> None:
         typer.echo(f"rule {number}: {rule_sentence(rule)}\n  {settings_in_full(rule.use)}")
     for part in read.train:
         typer.echo(f"train {part}\n  as a copy that joins the inserted parameters; the base keeps its own")
+    if read.dtype:
+        typer.echo(f"dtype {read.dtype}\n  of all that is inserted, whatever the type of the base")
     typer.echo()
     typer.echo(to_yaml(read).rstrip())
 

@@ -125,7 +125,7 @@ class Edit:
         name: Name within the host's `inserted`.
         wiring: How it joins.
         place: Where, in the host's forward.
-        casts: Whether the inserted module computes in a type of its own, whatever flows through the host.
+        casts: Whether the inserted module keeps a type of its own, whatever flows through the host.
     """
 
     name: str

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from peft_compiler.lowering.alike import share_alike
 from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.extend_input import edits_of
+from peft_compiler.lowering.homes import differs, put_home, types_in
 from peft_compiler.lowering.modes import keep_modes
 from peft_compiler.lowering.observing import observe
 from peft_compiler.lowering.rewritten import Rewritten, restore, rewrite
@@ -28,7 +28,7 @@ from peft_compiler.methods import Wiring
 from peft_compiler.methods._prompts import StartsAtWords
 from peft_compiler.methods._routing import Router
 from peft_compiler.plan import NAMESPACE, Insertion, Plan, is_inserted
-from peft_compiler.quantised import is_quantised, packed_in, state_of
+from peft_compiler.quantised import packed_in, state_of
 from peft_compiler.site import Site, Stack
 
 
@@ -148,7 +148,9 @@ def _insert(
         path = insertion.site.path
         host = compiled.get_submodule(path)
         module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
-        built.setdefault(path, nn.ModuleDict())[insertion.name] = module.to(*_home_of(host, compiled))
+        is_copy = insertion.wiring is Wiring.REPLACE
+        module = put_home(module, host, compiled, plan.spec.dtype, is_copy)
+        built.setdefault(path, nn.ModuleDict())[insertion.name] = module
         share_alike(module, insertion.rule, shared)
     edits = _edits(compiled, plan.insertions, built)
     _start_at_words(compiled, plan, built, example_inputs)
@@ -180,12 +182,13 @@ def _edits(
     edits: dict[str, list[Edit]] = {}
     in_front: dict[Site, list[tuple[Insertion, Tensor]]] = {}
     routed: dict[Stack, list[tuple[Insertion, Router]]] = {}
+    types = types_in(compiled)
     for insertion in insertions:
         site, module = insertion.site, built[insertion.site.path][insertion.name]
         if insertion.wiring is Wiring.EXTEND_INPUT:
             in_front.setdefault(site, []).append((insertion, module()))
         else:
-            casts = _keeps_codes(compiled.get_submodule(site.path))
+            casts = differs(module, compiled.get_submodule(site.path), types)
             edits.setdefault(site.path, []).append(Edit(insertion.name, insertion.wiring, site.place, casts))
         if insertion.wiring is Wiring.ROUTED and site.stack is not None:
             routed.setdefault(site.stack, []).append((insertion, router_in(module)))
@@ -258,18 +261,6 @@ def generator_for(path: str, seed: int) -> torch.Generator:
     # Not hash(): it differs from one process to the next.
     material = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(material[:7], "big"))
-
-
-def _home_of(host: nn.Module, compiled: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Returns where inserted parameters live, and their dtype: the host's, or float32 for a quantised one."""
-    nearest = next(chain(host.parameters(), host.buffers(), compiled.parameters()))
-    weight = next(chain(host.parameters(), compiled.parameters()))
-    return nearest.device, torch.float32 if _keeps_codes(host) else weight.dtype
-
-
-def _keeps_codes(host: nn.Module) -> bool:
-    """Whether a module, or one within it, keeps codes, so that it has no type to share with what joins it."""
-    return any(is_quantised(tensor) for tensor in chain(host.parameters(), host.buffers()))
 
 
 def _check_count(compiled: nn.Module, plan: Plan) -> None:

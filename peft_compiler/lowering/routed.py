@@ -18,6 +18,7 @@ from torch.fx import Graph
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.anchored import anchored
+from peft_compiler.lowering.casting import accepted_by
 from peft_compiler.lowering.doubled_cache import join_new, parted
 from peft_compiler.lowering.edit import Carrier, Edit, TwoRuns, Witness
 from peft_compiler.lowering.extend_input import returning
@@ -110,7 +111,7 @@ def in_two_runs(forward: Callable[[nn.Module, Arguments], Any], stack: str | Non
                 states = _first_of(first) if stack is None else _RUN.states[stack]
             finally:
                 _RUN.states = before
-            with giving({router: router(states) for router in routers}):
+            with giving({router: router(accepted_by(router, states)) for router in routers}):
                 second = forward(module, arguments)
         join_new(arguments, first, second)
         return second

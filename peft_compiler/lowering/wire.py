@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.anchored import anchored, taker_of, tensors_given
-from peft_compiler.lowering.casting import in_own_type
+from peft_compiler.lowering.casting import in_own_type, in_type_of
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_attention import core_node, extend_attention
 from peft_compiler.lowering.extend_input import exchange_input, join_input
@@ -34,10 +34,10 @@ INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
 def inserted_call(graph: Graph, edit: Edit, *args: Any, like: Node | None = None) -> Node:
     """Calls the inserted module at the current point of insertion.
 
-    What it gives has the type of `like`, or else that of its first argument.
+    What it gives has the type of `like`, or else that of its first argument; with neither, its own.
     """
     name = f"{NAMESPACE}.{edit.name}"
-    if edit.casts and args:
+    if edit.casts and (args or like is not None):
         return graph.call_function(in_own_type, (graph.get_attr(name), like or args[0], *args))
     return graph.call_module(name, args)
 
@@ -195,7 +195,7 @@ def wire_gated_kv(graph: Graph, edit: Edit) -> None:
     assert isinstance(edit.place, Core)
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        inserted = inserted_call(graph, edit)
+        inserted = inserted_call(graph, edit, like=_stream(graph))
         prompts, gates = (graph.call_function(operator.getitem, (inserted, index)) for index in range(2))
     gate_attention(graph, edit.place, prompts, gates)
 
@@ -214,8 +214,12 @@ def wire_exchange_input(graph: Graph, edit: Edit) -> None:
 def wire_replace(graph: Graph, edit: Edit) -> None:
     """h(x) becomes m(x)."""
     host = anchored(graph, None)
+    name, args, kwargs = f"{NAMESPACE}.{edit.name}", host.args[1:], dict(host.kwargs)
     with graph.inserting_before(host):
-        copied = graph.call_module(f"{NAMESPACE}.{edit.name}", host.args[1:], dict(host.kwargs))
+        if edit.casts:
+            copied = graph.call_function(in_type_of, (host.args[0], graph.get_attr(name), *args), kwargs)
+        else:
+            copied = graph.call_module(name, args, kwargs)
     take_over(host, copied)
     graph.erase_node(host)
 
@@ -244,6 +248,12 @@ WIRE: dict[Wiring, Callable[[Graph, Edit], None]] = {
     Wiring.ROUTED: wire_routed,
     Wiring.REPLACE: wire_replace,
 }
+
+
+def _stream(graph: Graph) -> Node:
+    """Returns the activation that a forward is given: its first argument of numbers."""
+    given = (node for node in graph.nodes if node.op == "placeholder" and "dtype" in node.meta)
+    return next(node for node in given if node.meta["dtype"].is_floating_point)
 
 
 def _applied(graph: Graph, place: Projection) -> tuple[Any, Node]:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
+from peft_compiler.methods._features import precise
 from peft_compiler.methods._low_rank import grouped_product
 from peft_compiler.methods._method import Factor, MergeRule, Method, NoMerge, Wiring
 from peft_compiler.methods._weights import (
@@ -74,7 +75,7 @@ class DoRA(Method, frozen=True):
         # Gaussian as in LoRA, with the variance of kaiming_uniform_(a=sqrt(5)).
         down = torch.empty(*stack, self.r, fan_in).normal_(std=(3 * fan_in) ** -0.5, generator=generator)
         up = torch.zeros(*stack, site.width_out, self.r // groups_of(site))
-        magnitude = taken(norms(matrix_of(site, host)))
+        magnitude = taken(norms(precise(matrix_of(site, host))))
         alpha = self.r if self.alpha is None else self.alpha
         return DoRAWeight(site, down, up, magnitude, alpha / self.r)
 
@@ -106,5 +107,9 @@ class DoRAWeight(WeightMap):
 
 
 def norms(matrix: Float[Tensor, "*experts d_out d_in"]) -> Float[Tensor, "*experts d_out"]:
-    """Returns the length of each row; of a row of zeros the smallest number, by which one can divide."""
-    return torch.linalg.vector_norm(matrix, dim=-1).clamp_min(torch.finfo(matrix.dtype).tiny)
+    """Returns the length of each row; of a row of zeros the smallest number, by which one can divide.
+
+    Rounded once: in whatever type m is kept, it holds what comes out here.
+    """
+    lengths = torch.linalg.vector_norm(precise(matrix), dim=-1).to(matrix.dtype)
+    return lengths.clamp_min(torch.finfo(matrix.dtype).tiny)

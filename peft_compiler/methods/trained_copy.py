@@ -20,8 +20,8 @@ from peft_compiler.site import Projection, Role, Site, Whole
 
 
 def take_over(inserted: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Returns the copy's parameters in place of the host's."""
-    return {name: inserted.get_parameter(name).detach() for name in parameters}
+    """Returns the copy's parameters in place of the host's, in their types."""
+    return {name: inserted.get_parameter(name).detach().to(host.dtype) for name, host in parameters.items()}
 
 
 class TrainedCopy(Method, frozen=True):

@@ -240,11 +240,12 @@ class Mixture(nn.Module):
 
 
 def _as_laid_out(given: Tensor, x: Tensor) -> Float[Tensor, "*batch width"]:
-    """Returns what is given for each position with the axes of `x`, which may have them as one.
+    """Returns what is given for each position with the type and axes of `x`, which may have them as one.
 
     Raises:
         LoweringError: If `x` does not have those positions.
     """
+    given = given.to(x.dtype)  # a router without layers gives the states themselves
     if x.shape[:-1] == given.shape[:-1]:
         return given
     if x.dim() == 2 and len(x) == given.shape[:-1].numel():

@@ -17,6 +17,7 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "END": ("first", "last"),
     "KIND": ("self", "cross", "any"),
     "_TRAIN": ("train",),
+    "_DTYPE": ("dtype",),
     "_EXPECT": ("expect",),
     "_ALL": ("all", "every"),
     "_LAYERS": ("layers",),

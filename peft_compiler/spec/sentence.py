@@ -56,7 +56,7 @@ def read_sentence(text: str) -> Sentence:
     reader = _Reader(text)
     for statement in STATEMENT.finditer(text):
         reader.read(statement[0], statement.start())
-    data: dict[str, Any] = {"rules": reader.rules, "train": reader.train}
+    data: dict[str, Any] = {"rules": reader.rules, "train": reader.train, "dtype": reader.dtype}
     return Sentence("the sentence", data, reader.values, reader.keys, tuple(reader.problems), text)
 
 
@@ -67,6 +67,7 @@ class _Reader:
         self.text = text
         self.rules: list[dict[str, Any]] = []
         self.train: list[str] = []
+        self.dtype: str | None = None
         self.values: dict[Path, Mark] = {}
         self.keys: dict[Path, Mark] = {}
         self.problems: list[Problem] = []
@@ -83,13 +84,24 @@ class _Reader:
                 self.rules.append(self.rule(phrase, ("rules", len(self.rules))))
             elif phrase.name == "recipe":
                 self.rules.append(self.recipe(phrase, ("rules", len(self.rules))))
-            else:
+            elif phrase.name == "train":
                 self.train += self.parts_to_train(phrase)
+            else:
+                self.dtype = self.only_dtype(phrase)
         except UnexpectedInput as error:
             message, start, length = explain(statement, error)
             self.problems.append(Problem(message, mark=self.mark(start, length)))
         except RecursionError:
             self.problems.append(Problem("found too many parts within parts", mark=self.mark(0, 1)))
+
+    def only_dtype(self, phrase: Phrase) -> str:
+        """Returns the type of what is inserted, which is said once."""
+        *_, word = phrase.parts
+        if self.dtype is not None:
+            message = "found a second `dtype`; all that is inserted has one, keep one"
+            self.problems.append(Problem(message, ("dtype",), self.mark_of(word)))
+        self.values["dtype",] = self.mark_of(word)
+        return word.text
 
     def parts_to_train(self, phrase: Phrase) -> list[str]:
         """Returns the parts of the base to train."""

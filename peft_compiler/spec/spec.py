@@ -180,6 +180,12 @@ class Spec(_Written, frozen=True):
         default=(), description="Parts of the base trained as inserted copies: roles, or globs of paths."
     )
 
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_lower)] | None = Field(
+        default=None,
+        description="In which type the inserted parameters are kept; that of the weights beside them if not "
+        "given, but no less precise than float32.",
+    )
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
         if not self.all_rules:

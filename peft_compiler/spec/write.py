@@ -26,7 +26,8 @@ def to_sentence(spec: Spec) -> str:
     'lora r=4 of layers 0-5; train head'
     """
     train = [part if part in TERMS else quoted(part) for part in spec.train]
-    return "; ".join([*map(rule_sentence, spec.rules), *([f"train {', '.join(train)}"] if train else [])])
+    statements = [*map(rule_sentence, spec.rules), *([f"train {', '.join(train)}"] if train else [])]
+    return "; ".join([*statements, *([f"dtype {spec.dtype}"] if spec.dtype else [])])
 
 
 def rule_sentence(rule: Rule) -> str:
@@ -139,6 +140,8 @@ def to_yaml(spec: Spec) -> str:
             lines.append(f"    expect: {rule.expect}")
     if spec.train:
         lines.append(f"train: {_flow(list(spec.train))}")
+    if spec.dtype:
+        lines.append(f"dtype: {spec.dtype}")
     return "\n".join([*lines, ""])
 
 

@@ -45,6 +45,7 @@ APPLY = (
     "LoReFT r=2",
     "train head",
     "train norm",
+    "X-LoRA r=2 train_adapters=true",
 )
 MAPS = ("DoRA r=4", "OFT block_size=8", "BOFT block_size=8", "HRA r=2")
 

@@ -14,7 +14,7 @@ from tests.mutation.mutant import Mutant
 from tests.mutation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("peft_compiler", "tests", "specs", "pyproject.toml", "README.md")
+COPIED = ("peft_compiler", "tests", "benchmarks", "specs", "pyproject.toml", "README.md")
 
 
 def main(words: str) -> int:

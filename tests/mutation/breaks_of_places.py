@@ -9,15 +9,15 @@ QUANTISED = "citizen/test_quantised.py"
 PLACES = (
     Mutant(
         "what stands beside codes is float32",
-        "lowering/lower.py",
-        "torch.float32 if _keeps_codes(host) else weight.dtype",
-        "weight.dtype",
+        "lowering/homes.py",
+        "return torch.float64 if weight == torch.float64 else torch.float32",
+        "return weight if weight.is_floating_point else torch.float32",
         f"{QUANTISED}::test_a_quantised_base_is_trained_beside",
     ),
     Mutant(
         "what stands beside codes takes and gives the type that flows",
         "lowering/wire.py",
-        "if edit.casts and args:",
+        "if edit.casts and (args or like is not None):",
         "if False:",
         f"{QUANTISED}::test_a_quantised_base_is_trained_beside",
     ),

@@ -94,7 +94,7 @@ zzz: 1
         "a.yaml:9:10: 'use' is no method; write its name, or `{kind: lora}` and its settings",
         "a.yaml:10:5: 'rules[5]' is 'lora', expected keys and values",
         "a.yaml:11:9: found 'q', which no copy can replace; expected embedding, head or norm, or a path",
-        "a.yaml:12:1: unknown key 'zzz', expected version, rules or train",
+        "a.yaml:12:1: unknown key 'zzz', expected version, rules, train or dtype",
     ]
 
 

@@ -209,3 +209,18 @@ def test_a_long_sentence_is_shown_in_part() -> None:
     _, line, caret = caught.value.problems[0].split("\n")
     assert len(line) < 110
     assert line[caret.index("^") :].startswith("zz;")
+
+
+def test_a_type_of_numbers_is_said_once_and_is_one() -> None:
+    assert read_spec("lora; dtype float32").dtype == "float32"
+    with pytest.raises(SpecError) as caught:
+        read_spec("dtype float32; lora; dtype bfloat16")
+    assert "found a second `dtype`; all that is inserted has one, keep one" in str(caught.value)
+    with pytest.raises(SpecError) as caught:
+        read_spec("lora; dtype float8")
+    assert str(caught.value) == (
+        "the sentence is not a valid spec\n"
+        "  'dtype' is 'float8', expected 'float32', 'bfloat16' or 'float16'; did you mean 'float32'?\n"
+        "    lora; dtype float8\n"
+        "                ^^^^^^"
+    )

@@ -91,7 +91,8 @@ def random_spec(seed: int) -> Spec:
         use = {"kind": kind, **draw.choice(SETTINGS[kind])}
         rules.append({"use": use, "where": random_where(draw), "expect": draw.choice([None, 3])})
     train = draw.sample(["head", "norm", "classifier.*", "/a b/"], draw.randint(0, 2))
-    return Spec.model_validate({"rules": rules, "train": train})
+    dtype = draw.choice([None, "float32", "bfloat16"])
+    return Spec.model_validate({"rules": rules, "train": train, "dtype": dtype})
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -119,7 +120,7 @@ def test_sentences_read_well() -> None:
 
 
 def test_files_read_well() -> None:
-    spec = read_spec("LoRA rank 16 on q, v of layers 0-5; adapters; train head, norm")
+    spec = read_spec("LoRA rank 16 on q, v of layers 0-5; adapters; dtype=BFloat16; train head, norm")
     assert to_yaml(spec) == (
         "version: 1\n"
         "rules:\n"
@@ -127,6 +128,7 @@ def test_files_read_well() -> None:
         "    where: {role: [q, v], layers: 0-5}\n"
         "  - use: adapter\n"
         "train: [head, norm]\n"
+        "dtype: bfloat16\n"
     )
 
 
