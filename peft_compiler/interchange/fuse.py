@@ -11,14 +11,13 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from peft_compiler.errors import InterchangeError
-from peft_compiler.interchange.load import read_header, read_manifest, tensors_of
+from peft_compiler.interchange.load import manifest_in, read_header, tensors_of
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.methods import AdapterFusion, LoRA, Method, PfeifferAdapter, XLoRA
 from peft_compiler.methods.adapter_fusion import Fusion
 from peft_compiler.methods.x_lora import Mixture
 from peft_compiler.plan import NAMESPACE, Insertion
 from peft_compiler.saving.fingerprint import Fingerprint
-from peft_compiler.saving.manifest import MANIFEST
 from peft_compiler.site import Role
 from peft_compiler.spec.read import read_spec
 
@@ -112,7 +111,7 @@ def _faults(
 ) -> Iterator[str]:
     """Yields why the adapter in a folder cannot take its places in some insertions."""
     try:
-        manifest, header = read_manifest(folder / MANIFEST), read_header(tensors_of(folder))
+        manifest, header = manifest_in(folder), read_header(tensors_of(folder))
     except InterchangeError as error:
         yield str(error)
         return

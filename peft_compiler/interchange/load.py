@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from peft_compiler.copies import AnyModule
 from peft_compiler.digests import digest
 from peft_compiler.errors import InterchangeError
 from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.saving.checkpoint import ENTRY, as_tensor
+from peft_compiler.saving.checkpoint import ENTRY, as_tensor, as_text, says_no_model
 from peft_compiler.saving.fingerprint import Fingerprint
 from peft_compiler.saving.manifest import CHECKPOINT, MANIFEST, TENSORS, Manifest
 from peft_compiler.saving.save import inserted_state
@@ -72,9 +72,13 @@ def load(
         LoweringError: If an insertion cannot be shared.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder / MANIFEST)
     file = tensors_of(folder)
-    header = {name: entry for name, entry in read_header(file).items() if name != ENTRY}
+    manifest = manifest_in(folder)
+    header = {
+        name: entry
+        for name, entry in read_header(file).items()
+        if name != ENTRY and not says_no_model(name, entry.shape)
+    }
     differences = [*manifest.base.differences(Fingerprint.of(model, {}))]
     if differences:
         raise InterchangeError(f"{folder}: the adapter does not belong to this base", differences)
@@ -121,13 +125,30 @@ def tensors_of(folder: Path) -> Path:
     return checkpoint if checkpoint.exists() and not (folder / TENSORS).exists() else folder / TENSORS
 
 
+def manifest_in(folder: Path) -> Manifest:
+    """Returns the manifest of a folder: a file, or where a trainer wrote tensors alone, one among them.
+
+    Raises:
+        InterchangeError: If there is none, or it is no manifest; every problem is listed.
+    """
+    file = folder / CHECKPOINT
+    if (folder / MANIFEST).exists() or not file.exists() or ENTRY not in read_header(file):
+        return read_manifest(folder / MANIFEST)
+    with safe_open(file, "pt") as tensors:
+        text = as_text(tensors.get_tensor(ENTRY))
+    return _parsed(text, file)
+
+
 def read_manifest(path: Path) -> Manifest:
     """Returns what the file says.
 
     Raises:
         InterchangeError: If it is missing, too large, or not a manifest; every problem is listed.
     """
-    text = _read(path, LIMIT)
+    return _parsed(_read(path, LIMIT), path)
+
+
+def _parsed(text: bytes, path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -7,7 +7,7 @@ a tensor, because trainers hand over tensors and nothing else: so the state of a
 another base is told from this one's even where all names and shapes agree.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from pydantic import ValidationError
@@ -69,6 +69,16 @@ def as_tensor(manifest: Manifest) -> Tensor:
     return torch.frombuffer(bytearray(manifest.model_dump_json().encode()), dtype=torch.uint8)
 
 
+def as_text(entry: Tensor) -> bytes:
+    """Returns the bytes that a manifest was made a tensor of."""
+    return entry.cpu().numpy().tobytes()
+
+
+def says_no_model(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor only keeps a checkpoint from being taken for a model: it has no value."""
+    return tuple(shape) == (0,) and not is_inserted(name)
+
+
 def problems_of(tuned: nn.Module, given: Mapping[str, Tensor], assigned: bool) -> Iterator[str]:
     """Yields each reason why a compiled model may not be given a state.
 
@@ -114,7 +124,7 @@ def left_out(tuned: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _of_another(tuned: nn.Module, entry: Tensor) -> Iterator[str]:
     """Yields how what a state was taken from differs from a compiled model."""
     try:
-        theirs = Manifest.model_validate_json(entry.cpu().numpy().tobytes())
+        theirs = Manifest.model_validate_json(as_text(entry))
     except ValidationError:
         yield f"{ENTRY} holds no manifest"
         return

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from peft_compiler.errors import InterchangeError
 from peft_compiler.lowering.compilation import compilation_of
 from peft_compiler.lowering.rewritten import Rewritten
+from peft_compiler.plan import is_inserted
 from peft_compiler.saving.checkpoint import checkpoint, without_bases
 from peft_compiler.saving.manifest import CHECKPOINT, MANIFEST, TENSORS
 from peft_compiler.saving.save import flush, manifest_of, owned, without_values, write_manifest
@@ -83,6 +85,16 @@ class Pretrained(Rewritten):
         return original.from_pretrained(source, *args, **settings)
 
 
+def no_model(tuned: nn.Module) -> dict[str, Tensor]:
+    """Returns what keeps a checkpoint from being read as a model by who brings a config of their own.
+
+    A tensor of the base without a value has another shape than any model expects, which transformers
+    refuses; its report tells each name that it does not expect, and the other one is what to do.
+    """
+    first = next(name for name, _ in tuned.named_parameters() if not is_inserted(name))
+    return {first: torch.zeros(0), NO_WEIGHTS: torch.zeros(0)}
+
+
 def _not_writable(folder: Path) -> Iterator[str]:
     """Yields why a checkpoint may not be put into a folder."""
     if folder.exists() and not folder.is_dir():
@@ -108,7 +120,7 @@ def _write(tuned: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".checkpoint.", dir=folder) as aside:
         draft = Path(aside)
-        save_file(owned(tensors), draft / CHECKPOINT, metadata={"format": "pt"})
+        save_file({**owned(tensors), **no_model(tuned)}, draft / CHECKPOINT, metadata={"format": "pt"})
         write_manifest(manifest_of(tuned, compilation_of(tuned).plan), draft)
         config: Any = tuned.config
         fields = {**json.loads(config.to_json_string()), WEIGHTS_FIELD: NO_WEIGHTS}

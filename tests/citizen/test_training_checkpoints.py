@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
@@ -171,7 +172,7 @@ def test_a_folder_holds_insertions_and_what_identifies_their_base(folder: Path) 
     loaded = pc.load(zoo.build("llama"), folder)
     assert same(loaded, expected.state_dict())
     pc.compile(zoo.build("llama"), "LoRA r=3 on q").save_pretrained(folder)  # the next one takes its place
-    assert len(load_file(folder / "model.safetensors")) == 5
+    assert len(load_file(folder / "model.safetensors")) == 5 + 2
 
 
 def test_a_folder_is_no_model_whoever_reads_it(folder: Path) -> None:
@@ -186,6 +187,18 @@ def test_a_folder_is_no_model_whoever_reads_it(folder: Path) -> None:
     for reads in (type(base), AutoModelForCausalLM):
         with pytest.raises(ValueError, match=said.replace("(", r"\(").replace(")", r"\)")):
             reads.from_pretrained(folder)
+
+
+def test_a_folder_is_no_model_with_a_config_from_elsewhere_either(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base: Any = zoo.build("llama")
+    report: list[str] = []
+    monkeypatch.setattr(transformers.modeling_utils.logger, "warning", report.append)
+    for reads in (type(base), AutoModelForCausalLM):
+        with pytest.raises(RuntimeError, match="raising an error"):
+            reads.from_pretrained(folder, config=base.config)
+    assert all("take peft_compiler.load(base, folder)" in text for text in report)
 
 
 def test_the_class_of_a_compiled_model_reads_plain_models(tmp_path: Path) -> None:

@@ -91,4 +91,19 @@ CHECKPOINTS = (
         '        self.done = 0 * state["done"]',
         "citizen/test_training_ranks.py::test_ranks_are_cut_as_without_an_interruption",
     ),
+    Mutant(
+        "a folder of insertions is no model, whoever brings a config",
+        "saving/pretrained.py",
+        "{**owned(tensors), **no_model(tuned)}",
+        "owned(tensors)",
+        "citizen/test_training_checkpoints.py::test_a_folder_is_no_model_with_a_config_from_elsewhere_either",
+    ),
+    Mutant(
+        "a trainer keeps of a plain module what was inserted",
+        "saving/root.py",
+        "            return owned(checkpoint(self))",
+        "            pass",
+        "citizen/test_training_plain.py::"
+        "test_an_interrupted_run_of_a_plain_module_goes_on_from_insertions_alone",
+    ),
 )
