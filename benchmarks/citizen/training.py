@@ -9,9 +9,8 @@ import torch
 from torch.testing import assert_close
 
 import peft_compiler as pc
-from benchmarks.citizen.cell import Case, Feature, NotApplicableError
+from benchmarks.citizen.cell import Case, Feature
 from peft_compiler.plan import is_inserted
-from tests import zoo
 from tests.citizen.language import fine_tuning, preferring
 from tests.citizen.learning import batch, losses, same, trainable, trainer, values
 
@@ -112,8 +111,6 @@ def foreign(case: Case) -> None:
 
 def lengths(case: Case) -> None:
     """Logits, losses, states and attentions are as long as what was given."""
-    if case.architecture in zoo.SEQ2SEQ and case.method in ("prompt", "p_tuning", "all together"):
-        raise NotApplicableError("what the decoder reads holds the states of an encoder's prompts")
     tuned, base = case.untrained(), case.base()
     for model in (tuned, base):
         model.set_attn_implementation("eager")

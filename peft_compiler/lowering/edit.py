@@ -29,10 +29,25 @@ class States:
     Attributes:
         length: How many.
         within: Whether the tower's module, around this one, drops what this one leaves.
+        is_read: Whether other modules attend to the last states, which then keep them.
     """
 
     length: int
     within: bool
+    is_read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The states of an encoder that a model shows to its caller, and attention to them.
+
+    Attributes:
+        length: How many positions of prompts are dropped from them.
+        members: How many prompts of an ensemble gave states, side by side; 1 without one.
+    """
+
+    length: int
+    members: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,9 @@ class Carrier:
     """A block, which is given what its places are given as arguments of its own."""
 
 
+_OF_CALL = (Input, Front, States, Shown, Reader, Members, Batch, TwoRuns, Witness)
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """Joins the inserted module `inserted.<name>` to a place in the forward of its host.
@@ -130,13 +148,13 @@ class Edit:
 
     name: str
     wiring: Wiring
-    place: Place | Front | States | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
+    place: Place | Front | States | Shown | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
     casts: bool = False
 
     @property
     def of_call(self) -> bool:
         """Whether it changes what the host is called with and what it returns, by name."""
-        return isinstance(self.place, Input | Front | States | Reader | Members | Batch | TwoRuns | Witness)
+        return isinstance(self.place, _OF_CALL)
 
     @property
     def around(self) -> bool:

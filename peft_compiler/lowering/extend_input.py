@@ -8,13 +8,14 @@ tower's module takes no embeddings, the tokens' own are exchanged inside, at the
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Batch, Edit, Front, Lookup, Members, Reader, States
+from peft_compiler.lowering.edit import Batch, Edit, Front, Lookup, Members, Reader, Shown, States
 from peft_compiler.lowering.emit import ITSELF
 from peft_compiler.lowering.ensembles import answered, apart, repeated, side_by_side
 from peft_compiler.lowering.prompted_input import (
@@ -25,11 +26,12 @@ from peft_compiler.lowering.prompted_input import (
     exchanged,
     extended,
     hiding,
-    reading,
     sequence_length,
     shortened,
+    shortened_but_for_last,
     spelt_out,
 )
+from peft_compiler.lowering.shown_states import answered_by_name, reading, shown_states, whole
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Input
 
@@ -66,12 +68,26 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
     wiring, name = first.wiring, first.name
     if place.readers:
         ensembles = (len(prompts) for insertion, prompts in insertions if insertion.method.ensemble_answer)
-        reader = Reader(members=next(ensembles, 1))
-        yield from ((path, Edit(name, wiring, reader)) for path in place.readers)
+        members = next(ensembles, 1)
+        yield from ((path, Edit(name, wiring, Reader(members))) for path in place.readers)
+        yield site.path, Edit(name, wiring, replace(states, is_read=True))
+        around = common_parent([site.path, *place.readers])
+        if around not in (site.path, *place.readers):
+            yield around, Edit(name, wiring, Shown(states.length, members))
     else:
         yield site.path, Edit(name, wiring, states)
         if place.states != site.path:
             yield place.states, Edit(name, wiring, replace(states, within=True))
+
+
+def common_parent(paths: Sequence[str]) -> str:
+    """Returns the path of the innermost module that holds all of several.
+
+    >>> common_parent(["model.encoder", "model.decoder.stack"])
+    'model'
+    """
+    steps = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps))
 
 
 def open_graph(original: type[nn.Module], forward: Callable[..., Any]) -> Graph:
@@ -102,10 +118,13 @@ def join_input(graph: Graph, edit: Edit, inserted: Callable[[], Node]) -> None:
             _repeat_rows(graph, edit.place)
         case States():
             _drop_prompts(graph, edit.place)
+        case Shown():
+            _show(graph, edit.place)
         case Reader():
             host = _host(graph)
             with graph.inserting_before(host):
-                states = graph.call_function(apart, (host.args[1], edit.place.members))
+                read = graph.call_function(whole, (host.args[1],))
+                states = graph.call_function(apart, (read, edit.place.members))
                 host.args = (host.args[0], graph.call_function(reading, (states,)))
         case _:
             assert isinstance(edit.place, Lookup)
@@ -185,8 +204,20 @@ def _drop_prompts(graph: Graph, place: States) -> None:
     with graph.inserting_before(host):
         positions = graph.call_function(added, (host.args[1], place.length))
         length = graph.call_function(sequence_length, (host.args[1],))
+    if place.is_read:
+        returning(graph, shortened_but_for_last, length, positions)
+        return
     keys = positions if place.within else place.length
     returning(graph, shortened, length, positions, keys)
+
+
+def _show(graph: Graph, place: Shown) -> None:
+    """Lets the host show the states of its encoder, and attention to them, without those of prompts."""
+    host = _host(graph)
+    given = host.args[1]
+    with graph.inserting_before(host):
+        host.args = (host.args[0], graph.call_function(answered_by_name, (given,)))
+    returning(graph, shown_states, given, place.length, place.members)
 
 
 def _exchange_embeddings(graph: Graph, place: Lookup, inserted: Callable[[], Node]) -> None:

@@ -25,6 +25,7 @@ from peft_compiler.lowering.hidden_positions import (
     make_room,
     show,
 )
+from peft_compiler.lowering.shown_states import seen_in
 
 EMBEDDINGS = "inputs_embeds"
 """What a forward calls the embeddings that it takes in place of tokens."""
@@ -152,7 +153,7 @@ def extended_mask(mask: Any, length: int, first: bool, size: int | None = None) 
         keys = functional.pad(mask, (length, 0), value=1)
         return functional.pad(keys, (0, max(0, (size or 0) - keys.shape[1])))
     if not first:
-        return functional.pad(mask, (length, 0), value=_seen(mask))
+        return functional.pad(mask, (length, 0), value=seen_in(mask))
     visible = mask if mask.dtype == torch.bool else mask == 0
     if size is not None:
         # Made in advance for the cache: it says no more than which keys are padding.
@@ -172,12 +173,7 @@ def _with_queries(mask: Tensor, visible: Tensor, length: int) -> Tensor:
     top = torch.cat([sees[0].expand(*mask.shape[:-2], -1, -1), sees[1]], -1)
     if mask.dtype != torch.bool:
         top = torch.zeros_like(top, dtype=mask.dtype).masked_fill(~top, torch.finfo(mask.dtype).min)
-    return torch.cat([top, functional.pad(mask, (length, 0), value=_seen(mask))], -2)
-
-
-def _seen(mask: Tensor) -> int:
-    """Returns what a mask for pairs of queries and keys says of a pair that it lets pass."""
-    return 1 if mask.dtype == torch.bool else 0
+    return torch.cat([top, functional.pad(mask, (length, 0), value=seen_in(mask))], -2)
 
 
 def _extended_positions(positions: Tensor, length: int, first: bool) -> Tensor:
@@ -231,14 +227,18 @@ def shortened(output: Any, length: int, positions: int, keys: int, name: str = "
     return output
 
 
-def reading(arguments: Arguments) -> Arguments:
-    """Returns the arguments of a module that attends to other states, its mask as long as they are."""
-    mask, states = arguments.get("encoder_attention_mask"), arguments.get("encoder_hidden_states")
-    if mask is None or states is None or mask.shape[-1] >= states.shape[1]:
-        return arguments
-    more = states.shape[1] - mask.shape[-1]
-    seen = 1 if mask.dim() == 2 else _seen(mask)
-    return {**arguments, "encoder_attention_mask": functional.pad(mask, (more, 0), value=seen)}
+def shortened_but_for_last(output: Any, length: int, positions: int) -> Any:
+    """Returns what an encoder returned without states of prompts, but for the last ones, which are read.
+
+    They come first in what it returns.
+    """
+    if isinstance(output, dict):
+        for key in list(output)[1:]:
+            output[key] = shortened(output[key], length, positions, positions, key)
+        return output
+    if isinstance(output, tuple):
+        return (output[0], *shortened(output[1:], length, positions, positions))
+    return output
 
 
 def called_by_name(forward: Callable[..., Any]) -> Callable[[nn.Module, Arguments], Any]:

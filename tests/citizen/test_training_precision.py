@@ -65,17 +65,12 @@ def lengths(outputs: Any) -> Any:
         "llama-adapter length=3",
     ],
 )
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "bart"])
 def test_outputs_are_as_long_as_what_was_given(name: str, spec: str) -> None:
     base: nn.Module = zoo.build(name, attention="eager")
     tuned = pc.compile(base, spec).train()
     given = batch(name) | {"output_hidden_states": True, "output_attentions": True}
     found, expected = lengths(tuned(**given)), lengths(base.train()(**given))
-    if name == "t5" and spec.startswith("p") and not spec.startswith("prefix"):
-        # What a decoder reads holds the states of the prompts, also where it is handed on to generate.
-        of_encoder = {key for key in found if key.startswith(("encoder_", "cross_"))}
-        assert found["encoder_last_hidden_state"] == (4, 7 + 3, zoo.HIDDEN)
-        found, expected = ({key: each[key] for key in each.keys() - of_encoder} for each in (found, expected))
     assert found == expected
 
 

@@ -8,6 +8,7 @@ from tests.mutation.breaks_of_places import PLACES
 from tests.mutation.breaks_of_promises import PROMISES
 from tests.mutation.breaks_of_rewriting import REWRITING
 from tests.mutation.breaks_of_roles import ROLES
+from tests.mutation.breaks_of_shown_states import SHOWN_STATES
 from tests.mutation.breaks_of_types import TYPES
 
-MUTANTS = (*ANALYSIS, *METHODS, *REWRITING, *PROMISES, *CHECKPOINTS, *ROLES, *PLACES, *CACHES, *TYPES)
+MUTANTS = (*ANALYSIS, *METHODS, *REWRITING, *PROMISES, *CHECKPOINTS, *ROLES, *PLACES, *CACHES, *TYPES, *SHOWN_STATES)
