@@ -1,5 +1,6 @@
 """Lower precision while training, and outputs as long as what was given, whatever the prompts."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 import peft_compiler as pc
 from tests import zoo
-from tests.citizen.learning import batch, same, trainable, values
+from tests.citizen.learning import batch, same, trainable, trainer, values
+from tests.citizen.learning import losses as losses_of
 from tests.test_compiling import main_output
 
 SPEC = "LoRA r=2 on q,v; adapters width=4 after FFN; prefix length=3 width=4"
@@ -84,3 +86,35 @@ def test_two_specs_on_one_base_know_nothing_of_each_other() -> None:
                 parameter.fill_(1.0)
     assert torch.equal(main_output(second(**zoo.inputs("llama"))), expected)
     assert not torch.equal(main_output(first(**zoo.inputs("llama"))), expected)
+
+
+@pytest.mark.parametrize("base_type", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("setting", ["bf16", "fp16"])
+def test_a_trainer_in_lower_precision_differs_by_rounding_alone(
+    setting: str, base_type: torch.dtype, tmp_path: Path
+) -> None:
+    base = zoo.build("llama").to(base_type)
+    before = values(base)
+    exact = trainer(pc.compile(zoo.build("llama"), SPEC).eval(), "llama", tmp_path / "exact")
+    exact.train()
+    tuned = pc.compile(base, SPEC).eval()
+    rounded = trainer(tuned, "llama", tmp_path / "rounded", **{setting: True})
+    rounded.train()
+    assert rounded.accelerator.mixed_precision == setting
+    found, expected = losses_of(rounded), losses_of(exact)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    # On a CPU accelerate takes fp16 and casts nothing: what is lower then is the base, if it is.
+    assert (found != expected) == (setting == "bf16" or base_type is not torch.float32)
+    assert found[-1] < found[0]
+    assert {parameter.dtype for parameter in trainable(tuned)} == {torch.float32}
+    assert same(base, before)
+
+
+def test_a_trainer_in_bfloat16_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    base = zoo.build("llama").to(torch.bfloat16)
+    kept = {"save_strategy": "steps", "save_steps": 3, "bf16": True}
+    whole, half = pc.compile(base, SPEC), pc.compile(base, SPEC)
+    trainer(whole, "llama", tmp_path / "whole", **kept).train()
+    resumed = trainer(half, "llama", tmp_path / "half", **kept)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert same(half, whole.state_dict())
