@@ -67,7 +67,8 @@ def shown_states(output: Any, arguments: Arguments, length: int, members: int) -
         output[STATES] = _cut(states, each[:, :, length:].mean(1) if members > 1 else states[:, length:])
     for name in [name for name in output if name.startswith("cross")]:
         output[name] = tuple(_without_keys(each, length) for each in output[name])
-    return output.to_tuple() if arguments.get("return_dict") is False else output
+    named: Any = output
+    return named.to_tuple() if arguments.get("return_dict") is False else output
 
 
 def _cut(states: Tensor, shown: Tensor) -> Tensor:

@@ -11,4 +11,15 @@ from tests.mutation.breaks_of_roles import ROLES
 from tests.mutation.breaks_of_shown_states import SHOWN_STATES
 from tests.mutation.breaks_of_types import TYPES
 
-MUTANTS = (*ANALYSIS, *METHODS, *REWRITING, *PROMISES, *CHECKPOINTS, *ROLES, *PLACES, *CACHES, *TYPES, *SHOWN_STATES)
+MUTANTS = (
+    *ANALYSIS,
+    *METHODS,
+    *REWRITING,
+    *PROMISES,
+    *CHECKPOINTS,
+    *ROLES,
+    *PLACES,
+    *CACHES,
+    *TYPES,
+    *SHOWN_STATES,
+)
