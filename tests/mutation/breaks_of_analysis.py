@@ -104,8 +104,8 @@ ANALYSIS = (
     Mutant(
         "the next sub-layer is no output of attention",
         "analysis/roles/attention.py",
-        "if len(alike) == 1 else None",
-        "if alike else None",
+        "for node in outputs) if alone else ()",
+        "for node in outputs)",
         "analysis/roles/test_attention.py::test_linears_that_read_attention_alike_are_no_output",
     ),
     Mutant(

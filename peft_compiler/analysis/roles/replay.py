@@ -181,7 +181,7 @@ def _run(node: fx.Node, values: Mapping[fx.Node, Origins], place: int, index: in
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
     if kind(node) == "index_select":  # which counts from the front only
-        named = {**dict(zip(("input", "dim", "index"), args, strict=False)), **kwargs}
+        named: dict[str, Any] = {**dict(zip(("input", "dim", "index"), args, strict=False)), **kwargs}
         named["index"] %= named["input"].shape[named["dim"]]
         return torch.index_select(**named)
     if kind(node) == "pad" and argument(node, 2, "mode") in (None, "constant"):
@@ -204,8 +204,11 @@ def _stand_in(source: fx.Node, index: int) -> Tensor:
 def _counted(source: fx.Node) -> Tensor | None:
     """Returns indices that count from a number to another one, in whatever shape; None for any others."""
     if kind(source) == "arange" and not source.all_input_nodes:
-        limits = {name: source.kwargs[name] for name in ("start", "end", "step") if name in source.kwargs}
-        return torch.arange(*source.args, **limits)
+        given: list[Any] = [*source.args]
+        limits: dict[str, Any] = {
+            name: source.kwargs[name] for name in ("start", "end", "step") if name in source.kwargs
+        }
+        return torch.arange(*given, **limits)
     inputs = source.all_input_nodes if moves(source) else []
     counted = _counted(inputs[0]) if len(inputs) == 1 else None
     return None if counted is None else cast(Tensor, _run(source, {inputs[0]: (counted,)}, 0, 0))
