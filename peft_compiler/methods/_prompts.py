@@ -105,7 +105,8 @@ class Prompts(StartsAtWords):
 
     @override
     def forward(self) -> KeysAndValues:
-        return self.keys, self.values
+        # Copies: whoever shards parameters takes them away once their module has run.
+        return self.keys.clone(), self.values.clone()
 
     @override
     def extra_repr(self) -> str:

@@ -73,7 +73,8 @@ class GatedPrompts(nn.Module):
 
     @override
     def forward(self) -> tuple[Float[Tensor, "length d"], Float[Tensor, " heads"]]:
-        return self.prompts, self.gates.tanh()
+        # A copy: whoever shards parameters takes them away once their module has run.
+        return self.prompts.clone(), self.gates.tanh()
 
     @override
     def extra_repr(self) -> str:

@@ -187,7 +187,8 @@ class PromptEmbeddings(nn.Module):
 
     @override
     def forward(self) -> Float[Tensor, "*members length d"]:
-        return self.embeddings
+        # A copy: whoever shards parameters takes them away once their module has run.
+        return self.embeddings.clone()
 
     @override
     def extra_repr(self) -> str:

@@ -164,8 +164,8 @@ METHODS = (
     Mutant(
         "the gates of LLaMA-Adapter are tanh of what is trained",
         "methods/llama_adapter.py",
-        "return self.prompts, self.gates.tanh()",
-        "return self.prompts, self.gates.sin()",
+        "return self.prompts.clone(), self.gates.tanh()",
+        "return self.prompts.clone(), self.gates.sin()",
         "methods/test_llama_adapter_against_peft.py::test_logits_and_gradients_are_peft_s",
     ),
     Mutant(
