@@ -16,6 +16,7 @@ from peft_compiler.methods import NoMerge, Wiring
 from peft_compiler.methods._weights import TRANSPOSED, as_matrix
 from peft_compiler.plan import Insertion
 from peft_compiler.site import Place, Projection, Whole
+from peft_compiler.spread import spread_like, whole_of
 
 
 def merge(tuned: AnyModule, untie: bool = False, dequantise: bool = False) -> AnyModule:
@@ -124,7 +125,7 @@ def _fold(insertion: Insertion, inserted: nn.Module, model: nn.Module) -> None:
         return
     place, rows = insertion.site.place, insertion.site.rows
     names = _names(place)
-    whole = {part: host.get_parameter(name).detach().clone() for part, name in names.items()}
+    whole = {part: whole_of(host.get_parameter(name).detach()).clone() for part, name in names.items()}
     # Views of the clones, laid out as the rule expects and narrowed to the site's rows.
     views = {
         part: _by_output(tensor, place) if part == "weight" else tensor for part, tensor in whole.items()
@@ -156,6 +157,7 @@ def _by_output(weight: Tensor, place: Place) -> Tensor:
 
 
 def _put(host: nn.Module, name: str, tensor: Tensor) -> None:
-    """Makes `tensor` the parameter of that name; whatever shared the old one keeps it."""
+    """Makes `tensor` the parameter of that name, spread as the old one; whatever shared that keeps it."""
     path, _, leaf = name.rpartition(".")
+    tensor = spread_like(tensor, host.get_parameter(name))
     setattr(host.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "peft_compiler"
 ORDER = (
     "errors",
     "quantised",
+    "spread",
     "digests",
     "role",
     "rows",

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
+import peft_compiler as pc
 from benchmarks.citizen.cell import Case, Feature
+from benchmarks.citizen.methods import METHODS
+from tests.citizen.by_plan import are_alike, spread_base
 from tests.citizen.on_two_processes import HOW, batch, losses
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +26,14 @@ def distributed(case: Case) -> None:
 def sharded(case: Case) -> None:
     """FSDP2, every block and the whole by fully_shard, has the losses of a single process."""
     _equals_alone(case, "fsdp")
+
+
+def by_plan(case: Case) -> None:
+    """A base of which each process has a part, by its `tp_plan`, has the losses of a whole one.
+
+    And both processes learn the same, bit for bit.
+    """
+    _equals_alone(case, "tp_plan")
 
 
 def _equals_alone(case: Case, how: str) -> None:
@@ -39,11 +50,16 @@ def _equals_alone(case: Case, how: str) -> None:
 
 
 def _as_one_of_two(how: str, method: str, output: str) -> None:
-    """Trains on half of the batch; the first of the processes writes the losses."""
+    """Trains on half of the batch, or with half of the weights; the first process writes the losses."""
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    model = HOW[how](Case(method, "llama").untrained().train())
-    found = losses(model, batch().chunk(size)[rank])
+    if how in HOW:
+        model = HOW[how](Case(method, "llama").untrained().train())
+        found = losses(model, batch().chunk(size)[rank])
+    else:
+        model = pc.compile(spread_base("llama", Path(output).parent), METHODS[method]).train()
+        found = losses(model, batch())
+        assert are_alike(model), "the processes have learnt different things"
     if rank == 0:
         Path(output).write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
@@ -52,6 +68,7 @@ def _as_one_of_two(how: str, method: str, output: str) -> None:
 FEATURES = (
     Feature("DDP", distributed, ("llama",)),
     Feature("FSDP2", sharded, ("llama",)),
+    Feature("tensor parallel", by_plan, ("llama",)),
 )
 
 if __name__ == "__main__":

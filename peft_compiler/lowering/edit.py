@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from torch.distributed.device_mesh import DeviceMesh
+
 from peft_compiler.methods import Wiring
 from peft_compiler.site import Anchor, Core, Input, Place, Projection, Whole
 
@@ -136,6 +138,24 @@ _OF_CALL = (Input, Front, States, Shown, Reader, Members, Batch, TwoRuns, Witnes
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """What of a host's values lies on several processes, of which each has the part of its own weights.
+
+    Attributes:
+        weight: Name of a spread parameter at or below the host, which knows the processes; None where there
+            is none, and the host has whole vectors, but of its process alone, as a norm of single heads has.
+        enters: Whether what enters the place is such a part.
+        leaves: Whether what leaves it is one; of an attention, its heads.
+        processes: Those that have the vectors, where there is no weight.
+    """
+
+    weight: str | None
+    enters: bool
+    leaves: bool
+    processes: DeviceMesh | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """Joins the inserted module `inserted.<name>` to a place in the forward of its host.
 
@@ -144,12 +164,14 @@ class Edit:
         wiring: How it joins.
         place: Where, in the host's forward.
         casts: Whether the inserted module keeps a type of its own, whatever flows through the host.
+        spread: What lies on several processes there, or None.
     """
 
     name: str
     wiring: Wiring
     place: Place | Front | States | Shown | Reader | Lookup | Members | Batch | TwoRuns | Witness | Carrier
     casts: bool = False
+    spread: Spread | None = None
 
     @property
     def of_call(self) -> bool:
@@ -160,8 +182,11 @@ class Edit:
     def around(self) -> bool:
         """Whether it joins the host as a whole, whatever the host's forward does inside."""
         if isinstance(self.place, Projection):
-            return self.place.anchor is None and self.wiring is not Wiring.ON_WEIGHT
-        return self.of_call or (isinstance(self.place, Whole) and self.wiring is Wiring.REPLACE)
+            # A forward by plan is called as it is, and may be called with another weight.
+            inside = self.wiring is Wiring.ON_WEIGHT and self.spread is None
+            return self.place.anchor is None and not inside
+        whole = isinstance(self.place, Whole)
+        return self.of_call or (whole and (self.wiring is Wiring.REPLACE or self.spread is not None))
 
 
 class Flavour(StrEnum):

@@ -2,8 +2,10 @@
 
 import operator
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
+from torch import nn
 from torch.fx import Graph, Node
 
 from peft_compiler.lowering.guards import EARLY, GUARDS
@@ -49,6 +51,19 @@ def emit(graph: Graph) -> tuple[str, Callable[..., Any]]:
     namespace: dict[str, Any] = dict(emitted.globals)
     exec(compile(source, "<local graph>", "exec"), namespace)
     return source, namespace["forward"]
+
+
+def named(original: type[nn.Module]) -> Callable[..., Any]:
+    """Returns the original forward under a name that generated code can call it by."""
+    forward = original.forward
+    named = FunctionType(
+        forward.__code__, forward.__globals__, "forward", forward.__defaults__, forward.__closure__
+    )
+    named.__kwdefaults__ = forward.__kwdefaults__
+    named.__module__ = (
+        original.__name__
+    )  # fx writes torch's own functions by their module, where methods are not
+    return named
 
 
 def _is_pure(node: Node) -> bool:

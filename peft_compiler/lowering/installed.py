@@ -4,17 +4,26 @@ from collections.abc import Iterator
 from types import MethodType
 
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+
+from peft_compiler.copies import holds_its_module
+from peft_compiler.spread import is_spread
 
 
 def spread(model: nn.Module) -> Iterator[str]:
-    """Yields the weights that are spread over devices: what reads them belongs to this very model."""
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor):
-            yield (
-                f"{name}: it is spread over devices already, by a tp_plan or fully_shard: compile the whole "
-                "model first, and call fully_shard on what comes back"
-            )
+    """Yields the weights that are spread over devices otherwise than by a `tp_plan` alone.
+
+    A `tp_plan` puts a forward on each module with such weights, which is known how to go on with.
+    """
+    sharded = {path for path, module in model.named_modules() if isinstance(module, FSDPModule)}
+    for path, module in model.named_modules():
+        planned = holds_its_module(module) and path not in sharded
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if is_spread(parameter) and not (planned and parameter.device_mesh.ndim == 1):
+                yield (
+                    f"{name}: it is spread over devices already, and not by a tp_plan alone: compile the "
+                    "whole model first, and call fully_shard on what comes back"
+                )
 
 
 def offloaded(model: nn.Module) -> Iterator[str]:

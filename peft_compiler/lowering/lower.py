@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_compiler.copies import AnyModule, copied
+from peft_compiler.copies import AnyModule, as_whole, copied
 from peft_compiler.digests import digest
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.alike import share_alike
@@ -16,6 +16,7 @@ from peft_compiler.lowering.compilation import Compilation, compilation_of
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour
 from peft_compiler.lowering.extend_input import edits_of
 from peft_compiler.lowering.homes import differs, put_home, types_in
+from peft_compiler.lowering.layouts import Layout, layouts_of
 from peft_compiler.lowering.modes import keep_modes
 from peft_compiler.lowering.observing import observe
 from peft_compiler.lowering.rewritten import Rewritten, restore, rewrite
@@ -142,18 +143,20 @@ def _insert(
     shared_with: nn.Module | None,
 ) -> None:
     """Builds every insertion from the plain model, then puts all in and rewrites what they join."""
+    layouts = layouts_of(compiled, (insertion.site for insertion in plan.insertions), example_inputs)
     built: dict[str, nn.ModuleDict] = {}
     shared: dict[Hashable, nn.Module] = {}
     for insertion in plan.insertions:
         path = insertion.site.path
         host = compiled.get_submodule(path)
-        module = insertion.method.build(insertion.site, host, generator_for(insertion.path, seed))
+        generator = generator_for(insertion.path, seed)
+        module = insertion.method.build(insertion.site, as_whole(host), generator)
         is_copy = insertion.wiring is Wiring.REPLACE
         module = put_home(module, host, compiled, plan.spec.dtype, is_copy)
         built.setdefault(path, nn.ModuleDict())[insertion.name] = module
         share_alike(module, insertion.rule, shared)
-    edits = _edits(compiled, plan.insertions, built)
-    _start_at_words(compiled, plan, built, example_inputs)
+    edits = _edits(compiled, plan.insertions, built, layouts)
+    _start_at_words(compiled, plan, built, example_inputs, layouts)
     if shared_with is not None:
         share(built, plan, shared_with)
     for path, inserted in built.items():
@@ -176,7 +179,10 @@ def _insert(
 
 
 def _edits(
-    compiled: nn.Module, insertions: Iterable[Insertion], built: dict[str, nn.ModuleDict]
+    compiled: nn.Module,
+    insertions: Iterable[Insertion],
+    built: dict[str, nn.ModuleDict],
+    layouts: Mapping[Site, Layout],
 ) -> dict[str, list[Edit]]:
     """Returns the edits of each module by its path, and adds the routers of stacks to what is `built`."""
     edits: dict[str, list[Edit]] = {}
@@ -189,7 +195,8 @@ def _edits(
             in_front.setdefault(site, []).append((insertion, module()))
         else:
             casts = differs(module, compiled.get_submodule(site.path), types)
-            edits.setdefault(site.path, []).append(Edit(insertion.name, insertion.wiring, site.place, casts))
+            edit = Edit(insertion.name, insertion.wiring, layouts[site].place, casts, layouts[site].spread)
+            edits.setdefault(site.path, []).append(edit)
         if insertion.wiring is Wiring.ROUTED and site.stack is not None:
             routed.setdefault(site.stack, []).append((insertion, router_in(module)))
     for site, members in in_front.items():
@@ -204,7 +211,11 @@ def _edits(
 
 
 def _start_at_words(
-    base: nn.Module, plan: Plan, built: Mapping[str, nn.ModuleDict], example_inputs: Mapping[str, Any]
+    base: nn.Module,
+    plan: Plan,
+    built: Mapping[str, nn.ModuleDict],
+    example_inputs: Mapping[str, Any],
+    layouts: Mapping[Site, Layout],
 ) -> None:
     """Sets what starts at the keys and values that the base computes for words."""
     texts: dict[tuple[int, ...], list[Insertion]] = {}
@@ -212,7 +223,8 @@ def _start_at_words(
         if insertion.method.words is not None and not any(tensor.is_meta for tensor in base.parameters()):
             texts.setdefault(insertion.method.words, []).append(insertion)
     for words, insertions in texts.items():
-        found = observe(base, [insertion.site for insertion in insertions], words, example_inputs)
+        sites = [insertion.site for insertion in insertions]
+        found = observe(base, sites, words, example_inputs, layouts)
         for insertion, (keys, values) in zip(insertions, found, strict=True):
             module = built[insertion.site.path][insertion.name]
             assert isinstance(module, StartsAtWords)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.emit import emit, tidy
 from peft_compiler.lowering.extend_attention import keys_and_values
+from peft_compiler.lowering.layouts import Layout
+from peft_compiler.lowering.parts import all_heads
 from peft_compiler.lowering.snapshots import evaluated
 from peft_compiler.lowering.trace import LocalTracer
 from peft_compiler.methods._prompts import KeysAndValues
@@ -17,7 +20,11 @@ from peft_compiler.site import Core, Site
 
 
 def observe(
-    model: nn.Module, sites: Sequence[Site], words: tuple[int, ...], example: Mapping[str, Any]
+    model: nn.Module,
+    sites: Sequence[Site],
+    words: tuple[int, ...],
+    example: Mapping[str, Any],
+    layouts: Mapping[Site, Layout] = MappingProxyType({}),
 ) -> list[KeysAndValues]:
     """Returns the keys (key_heads, n, key_width) and values of each attention at `sites` for `words`.
 
@@ -38,7 +45,14 @@ def observe(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluated(model):
             model(**_with_words(model, words, example))
-            return [_observed(model.get_submodule(site.path), site, *calls[site.path]) for site in sites]
+            return [
+                _observed(
+                    model.get_submodule(site.path),
+                    layouts.get(site, Layout(site.place, None)),
+                    *calls[site.path],
+                )
+                for site in sites
+            ]
     finally:
         for hook in hooks:
             hook.remove()
@@ -65,8 +79,10 @@ def _first(value: Any, ids: Tensor) -> Any:
     return value[:1].to(ids.device) if value.is_floating_point() else None
 
 
-def _observed(module: nn.Module, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeysAndValues:
-    core = site.place
+def _observed(
+    module: nn.Module, layout: Layout, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> KeysAndValues:
+    core = layout.place
     assert isinstance(core, Core)
     tracer = LocalTracer(module, core.opened)
     graph = tracer.trace(type(module).forward, args, kwargs)
@@ -74,6 +90,16 @@ def _observed(module: nn.Module, site: Site, args: tuple[Any, ...], kwargs: dict
     tidy(graph)
     _, run = emit(graph)
     found = run(module, *[args[a] if isinstance(a, int) else kwargs[a] for a in tracer.arguments])
-    keys, values = (tensor.reshape(-1, *tensor.shape[-2:]).float().cpu() for tensor in found)
-    # Spelt out, keys of a group may have been repeated for each of its queries.
-    return keys[:: len(keys) // core.key_heads], values[:: len(values) // core.key_heads]
+    keys, values = (_of_key_heads(tensor, core) for tensor in found)
+    if layout.spread is not None and layout.spread.weight is not None:
+        keys, values = all_heads((keys, values), module.get_parameter(layout.spread.weight))
+    return keys.float().cpu(), values.float().cpu()
+
+
+def _of_key_heads(tensor: Tensor, core: Core) -> Tensor:
+    """Returns (key_heads, n, width) of keys or values (1, ..., heads, n, width).
+
+    Spelt out, keys of a group may have been repeated for each of its queries.
+    """
+    by_head = tensor.reshape(-1, *tensor.shape[-2:])
+    return by_head[:: len(by_head) // core.key_heads]

@@ -12,7 +12,6 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -20,20 +19,22 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from peft_compiler.copies import own_state
+from peft_compiler.copies import PLANNED, bind_spread_anew, memo_of_spread, own_state
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.compilation import compilation_of, is_compiled
 from peft_compiler.lowering.edit import Carrier, Edit, Flavour, opened_by
-from peft_compiler.lowering.emit import ITSELF, emit, tidy
+from peft_compiler.lowering.emit import ITSELF, emit, named, tidy
 from peft_compiler.lowering.extend_input import open_graph
 from peft_compiler.lowering.guards import GuardFailed
 from peft_compiler.lowering.installed import hand_over
 from peft_compiler.lowering.modes import keep_modes
+from peft_compiler.lowering.parts import by_plan
 from peft_compiler.lowering.readable import Section, readable
 from peft_compiler.lowering.routed import carrying, receiving
 from peft_compiler.lowering.signature import signature_of
 from peft_compiler.lowering.trace import LocalTracer
 from peft_compiler.lowering.wire import WIRE
+from peft_compiler.spread import holds_spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +154,23 @@ class Rewritten(GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Rewritten":
         new = object.__new__(type(self))
         memo[id(self)] = new
+        memo_of_spread(self, memo)
         new.__dict__.update(copy.deepcopy(own_state(self), memo))
+        bind_spread_anew(self, new)
         return new
 
     def __copy__(self) -> "Rewritten":
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
+        bind_spread_anew(self, new)
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if holds_spread(self):
+            raise LoweringError(
+                "a model that is spread over processes cannot be pickled, nor could its base: save() writes "
+                "what was inserted"
+            )
         return _blank, (self.original, self.flavour, self.rewriting.edits), own_state(self)
 
 
@@ -171,11 +180,15 @@ def rewrite(module: nn.Module, edits: tuple[Edit, ...], config: object, flavour:
     original = type(module)
     module.__class__ = _class_for(original, flavour, edits)
     hand_over(module, original, type(module))
+    if flavour is Flavour.AROUND and any(edit.spread for edit in edits):
+        module.__dict__[PLANNED] = module.__dict__.pop("forward")
 
 
 def restore(module: Rewritten) -> None:
     """Gives a rewritten module its original class back, in place."""
     del module.__dict__["rewriting"]
+    if PLANNED in module.__dict__:
+        module.__dict__["forward"] = module.__dict__.pop(PLANNED)
     rewritten = type(module)
     module.__class__ = module.original  # pyright: ignore[reportAttributeAccessIssue]
     hand_over(module, rewritten, type(module))
@@ -234,23 +247,12 @@ def fixed_variant(original: type[nn.Module], forward: Callable[..., Any], edits:
         else:
             positional.append(node)
     itself = graph.get_attr(ITSELF)
-    host = graph.create_node("call_function", _named(original), (itself, *positional), keywords, "host")
+    # A plan's forward may take another way in each mode: it is called, whatever it does.
+    called = by_plan if any(edit.spread for edit in edits) else named(original)
+    host = graph.create_node("call_function", called, (itself, *positional), keywords, "host")
     host.meta["host"] = True
     graph.output(host)
     return finished(graph, edits, ())
-
-
-def _named(original: type[nn.Module]) -> Callable[..., Any]:
-    """Returns the original forward under a name that generated code can call it by."""
-    forward = original.forward
-    named = FunctionType(
-        forward.__code__, forward.__globals__, "forward", forward.__defaults__, forward.__closure__
-    )
-    named.__kwdefaults__ = forward.__kwdefaults__
-    named.__module__ = (
-        original.__name__
-    )  # fx writes torch's own functions by their module, where methods are not
-    return named
 
 
 def _dispatching(original: type[nn.Module]) -> Callable[..., Any]:

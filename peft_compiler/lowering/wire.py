@@ -20,6 +20,7 @@ from peft_compiler.lowering.features import matrix, shaped_like, vectors_in, vec
 from peft_compiler.lowering.gated_attention import gate_attention
 from peft_compiler.lowering.masks import mask_given
 from peft_compiler.lowering.nodes import ancestors_after, current, take_over
+from peft_compiler.lowering.parts import IN, OUT, gathered, own, own_gates, own_prompts, with_own_weight
 from peft_compiler.lowering.returned import first_of, with_first
 from peft_compiler.lowering.routed import join_stack
 from peft_compiler.lowering.rows import on_rows, put_rows, take_rows
@@ -47,10 +48,12 @@ def wire_beside(graph: Graph, edit: Edit) -> None:
     assert isinstance(edit.place, Projection)
     data, output = _applied(graph, edit.place)
     with graph.inserting_before(output.next):
-        delta = inserted_call(graph, edit, vectors_in(graph, data, edit.place), like=output)
+        vectors = gathered(graph, edit, vectors_in(graph, data, edit.place), IN)
+        delta = inserted_call(graph, edit, vectors, like=output)
         rows = edit.place.rows_of_output
         if rows is not None:
             delta = graph.call_function(on_rows, (delta, rows.runs, rows.total))
+        delta = own(graph, edit, delta, OUT)
         delta = shaped_like(graph, delta, output, edit.place)
         adapted = graph.call_function(operator.add, (output, delta))
     take_over(output, adapted)
@@ -59,6 +62,9 @@ def wire_beside(graph: Graph, edit: Edit) -> None:
 def wire_on_weight(graph: Graph, edit: Edit) -> None:
     """W becomes m(W) wherever the forward reads it."""
     assert isinstance(edit.place, Projection)
+    if edit.spread is not None:
+        with_own_weight(graph, edit.place.weight, lambda weight: inserted_call(graph, edit, weight))
+        return
     reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == edit.place.weight]
     if not reads:
         raise LoweringError(f"the forward does not read its weight {edit.place.weight} itself")
@@ -76,7 +82,8 @@ def wire_before(graph: Graph, edit: Edit) -> None:
     data, output = _applied(graph, edit.place)
     within = {output, *ancestors_after(data, output)}
     with graph.inserting_before(min(user for user in data.users if user in within)):
-        adapted = inserted_call(graph, edit, vectors_in(graph, data, edit.place))
+        vectors = gathered(graph, edit, vectors_in(graph, data, edit.place), IN)
+        adapted = own(graph, edit, inserted_call(graph, edit, vectors), IN)
         adapted = shaped_like(graph, adapted, data, edit.place)
     data.replace_all_uses_with(adapted, delete_user_cb=within.__contains__, propagate_meta=False)
     adapted.meta.update({key: data.meta[key] for key in ("shape", "dtype") if key in data.meta})
@@ -146,13 +153,14 @@ def _exchange(op: Node, old: Node, new: Node) -> None:
 def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
     _, output = _applied(graph, place)
     with graph.inserting_before(output.next):
-        vectors = vectors_out(graph, output, place)
+        vectors = gathered(graph, edit, vectors_out(graph, output, place), OUT)
         rows = place.rows_of_output
         if rows is None:
             adapted = inserted_call(graph, edit, vectors)
         else:
             taken = inserted_call(graph, edit, graph.call_function(take_rows, (vectors, rows.runs)))
             adapted = graph.call_function(put_rows, (vectors, taken, rows.runs))
+        adapted = own(graph, edit, adapted, OUT)
         adapted = shaped_like(graph, adapted, output, place)
     take_over(output, adapted)
 
@@ -165,8 +173,9 @@ def _after_whole(graph: Graph, edit: Edit, *more: Any) -> None:
             adapted = inserted_call(graph, edit, result, *more)
             adapted.meta.update({key: result.meta[key] for key in ("shape", "dtype")})
         else:
-            first = graph.call_function(first_of, (result,))
-            adapted = graph.call_function(with_first, (result, inserted_call(graph, edit, first, *more)))
+            first = gathered(graph, edit, graph.call_function(first_of, (result,)), OUT)
+            adapted = own(graph, edit, inserted_call(graph, edit, first, *more), OUT)
+            adapted = graph.call_function(with_first, (result, adapted))
     returned.args = (adapted,)
 
 
@@ -175,7 +184,7 @@ def wire_extend_kv(graph: Graph, edit: Edit) -> None:
     assert isinstance(edit.place, Core)
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        prompts = inserted_call(graph, edit)
+        prompts = own_prompts(graph, edit, inserted_call(graph, edit))
     extend_attention(graph, edit.place, prompts)
 
 
@@ -186,7 +195,7 @@ def wire_extend_kv_by_input(graph: Graph, edit: Edit) -> None:
     assert source is not None
     taker = taker_of(graph, source, core_node(graph, edit.place.anchor))
     with graph.inserting_before(taker):
-        prompts = inserted_call(graph, edit, tensors_given(taker)[source.operand])
+        prompts = own_prompts(graph, edit, inserted_call(graph, edit, tensors_given(taker)[source.operand]))
     extend_attention(graph, edit.place, prompts)
 
 
@@ -197,6 +206,7 @@ def wire_gated_kv(graph: Graph, edit: Edit) -> None:
     with graph.inserting_before(first):
         inserted = inserted_call(graph, edit, like=_stream(graph))
         prompts, gates = (graph.call_function(operator.getitem, (inserted, index)) for index in range(2))
+        gates = own_gates(graph, edit, gates)
     gate_attention(graph, edit.place, prompts, gates)
 
 
@@ -214,12 +224,15 @@ def wire_exchange_input(graph: Graph, edit: Edit) -> None:
 def wire_replace(graph: Graph, edit: Edit) -> None:
     """h(x) becomes m(x)."""
     host = anchored(graph, None)
-    name, args, kwargs = f"{NAMESPACE}.{edit.name}", host.args[1:], dict(host.kwargs)
+    name, kwargs = f"{NAMESPACE}.{edit.name}", dict(host.kwargs)
     with graph.inserting_before(host):
+        _, data, *others = host.args
+        arguments = (gathered(graph, edit, data, IN), *others)  # pyright: ignore[reportArgumentType]
         if edit.casts:
-            copied = graph.call_function(in_type_of, (host.args[0], graph.get_attr(name), *args), kwargs)
+            copied = graph.call_function(in_type_of, (host.args[0], graph.get_attr(name), *arguments), kwargs)
         else:
-            copied = graph.call_module(name, args, kwargs)
+            copied = graph.call_module(name, arguments, kwargs)
+        copied = own(graph, edit, copied, OUT)
     take_over(host, copied)
     graph.erase_node(host)
 

@@ -16,6 +16,7 @@ INCIDENTAL = frozenset(
         "_attn_implementation",
         "_name_or_path",
         "architectures",
+        "distributed_config",
         "dtype",
         "problem_type",
         "tokenizer_class",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_compiler.copies import copied
 from peft_compiler.interchange import load
 from peft_compiler.merging import merge
 from peft_compiler.methods import NoMerge
@@ -51,7 +52,7 @@ def another_dtype(subject: Subject) -> str:
     inputs = {name: _doubled(value) for name, value in subject.inputs.items()}
     before = run(subject.base, subject.inputs)
     try:
-        base = run(copy.deepcopy(subject.base).double(), inputs)
+        base = run(copied(subject.base, {}).double(), inputs)
     except Exception as error:  # whatever a model may raise that was not made for it
         return f"the base itself does not run in float64 ({type(error).__name__})"
     if distance(base, before) == inf:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import DistributedConfig
 
 import peft_compiler as pc
 from tests import zoo
+from tests.citizen.by_plan import are_alike, spread_base, tried
 
 SPECS = {
     "several": "LoRA r=4 on all linear; adapter width=8 after FFN; deep prompts length=3; IA3 on v",
@@ -70,30 +70,18 @@ def sharded(model: Any) -> nn.Module:
 HOW = {"ddp": distributed, "fsdp": sharded}
 
 
-def refusal_of_a_tp_plan(folder: Path) -> str:
-    """Returns what is said of a model whose weights transformers has spread over the processes."""
-    model: Any = zoo.build("llama")
-    if torch.distributed.get_rank() == 0:
-        model.save_pretrained(folder)
-    torch.distributed.barrier()
-    spread = type(model).from_pretrained(
-        folder, distributed_config=DistributedConfig(tp_plan="auto", tp_size=2)
-    )
-    try:
-        pc.compile(spread, SPECS["several"])
-    except pc.PlanError as error:
-        return error.problems[-1]
-    return "compiled"
-
-
 def main(output: str) -> None:
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    part = batch().chunk(size)[rank]
+    part, folder = batch().chunk(size)[rank], Path(output).parent
     found: dict[str, Any] = {
         how: {spec: losses(together(compiled(spec)), part) for spec in SPECS} for how, together in HOW.items()
     }
-    found["tp_plan"] = refusal_of_a_tp_plan(Path(output).parent / "model")
+    tuned = {spec: pc.compile(spread_base("llama", folder), SPECS[spec]).train() for spec in SPECS}
+    # Each process takes the whole batch, and has a part of each weight.
+    found["tp_plan"] = {spec: losses(model, batch()) for spec, model in tuned.items()}
+    found["alike"] = {spec: are_alike(model) for spec, model in tuned.items()}
+    found["tried"] = tried(folder, batch())
     if rank == 0:
         Path(output).write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 import peft_compiler as pc
 from tests import zoo
 from tests.citizen import on_two_processes
+from tests.citizen.by_plan import MERGED, MOVED, NORMS, WORDS, found_in, gradients, moved
 from tests.citizen.on_two_processes import HOW, SPECS, batch, compiled, losses
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", [*HOW, "tp_plan"])
 def test_two_processes_have_the_losses_of_one(how: str, spec: str, together: dict[str, Any]) -> None:
     found = together[how][spec]
     assert found == pytest.approx(alone(spec), abs=2e-6)
@@ -118,7 +119,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 SPREAD = (
-    "it is spread over devices already, by a tp_plan or fully_shard: compile the whole "
+    "it is spread over devices already, and not by a tp_plan alone: compile the whole "
     "model first, and call fully_shard on what comes back"
 )
 
@@ -131,8 +132,58 @@ def test_a_model_that_is_sharded_already_is_refused() -> None:
     assert f"model.layers.0.self_attn.q_proj.weight: {SPREAD}" in caught.value.problems
 
 
-def test_a_model_spread_by_a_tp_plan_is_refused(together: dict[str, Any]) -> None:
-    assert together["tp_plan"] == f"lm_head.weight: {SPREAD}"
+@pytest.mark.parametrize("spec", SPECS)
+def test_processes_with_parts_of_the_weights_learn_the_same(spec: str, together: dict[str, Any]) -> None:
+    assert together["alike"][spec]
+
+
+def same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    assert found["tokens"] == expected["tokens"]
+    torch.testing.assert_close(torch.tensor(found["logits"]), torch.tensor(expected["logits"]))
+
+
+@pytest.fixture(scope="module")
+def tried(together: dict[str, Any]) -> dict[str, Any]:
+    """What was found in models that a tp_plan spreads."""
+    return together["tried"]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "found", "of_gradients"),
+    [("llama", MOVED, "moved", "gradients"), ("qwen3", NORMS, "norms", "gradients of norms")],
+)
+def test_a_spread_model_computes_what_a_whole_one_does(
+    name: str, spec: str, found: str, of_gradients: str, tried: dict[str, Any]
+) -> None:
+    whole = moved(pc.compile(zoo.build(name), spec))
+    same(tried[found], found_in(whole, batch()))
+    for parameter, expected in gradients(whole, batch()).items():
+        torch.testing.assert_close(torch.tensor(tried[of_gradients][parameter]), torch.tensor(expected))
+
+
+def test_prompts_start_at_the_words_of_a_spread_model(tried: dict[str, Any]) -> None:
+    same(tried["words"], found_in(pc.compile(zoo.build("llama"), WORDS).eval(), batch()))
+
+
+def test_what_one_of_the_processes_saves_is_what_a_single_one_does(tried: dict[str, Any]) -> None:
+    assert tried["files"] == ["adapter.json", "adapter.safetensors"]
+    assert tried["loaded"] == tried["moved"]
+
+
+def test_a_spread_model_keeps_its_promises(tried: dict[str, Any]) -> None:
+    assert tried["verified"] == []
+    assert tried["copied"] == tried["moved"]
+    same(tried["merged"], tried["foldable"])
+    same(tried["merged"], found_in(moved(pc.compile(zoo.build("llama"), MERGED)), batch()))
+
+
+def test_places_of_which_a_process_has_other_parts_are_refused(tried: dict[str, Any]) -> None:
+    assert tried["refused"] == [
+        "model.layers.0.mlp.experts.gate_up_proj:feed_forward.up: the tp_plan gives this MixtralExperts the "
+        "heads or experts of one process alone, so that what joins it would learn from these: leave it out",
+        "model.layers.0.mlp.gate_up_proj:feed_forward.up: each process has other parts of its weight "
+        "(linear) than one piece of the rows or columns of a matrix: leave it out",
+    ]
 
 
 def test_replicas_for_data_parallel_are_refused() -> None:

@@ -6,8 +6,8 @@ PROMISES = (
     Mutant(
         "merging leaves the compiled model alone",
         "merging.py",
-        "host.get_parameter(name).detach().clone() for part",
-        "host.get_parameter(name).detach() for part",
+        "whole_of(host.get_parameter(name).detach()).clone() for part",
+        "whole_of(host.get_parameter(name).detach()) for part",
         f"{MERGING}::test_merged_equals_unmerged",
     ),
     Mutant(

@@ -141,8 +141,8 @@ REWRITING = (
     Mutant(
         "the gate of a prefix reads what the attention is applied to",
         "lowering/wire.py",
-        "prompts = inserted_call(graph, edit, tensors_given(taker)[source.operand])",
-        "prompts = inserted_call(graph, edit, tensors_given(taker)[source.operand] * 0)",
+        "inserted_call(graph, edit, tensors_given(taker)[source.operand]))",
+        "inserted_call(graph, edit, tensors_given(taker)[source.operand] * 0))",
         "methods/test_unipelt.py::test_the_formula_is_the_papers",
     ),
     Mutant(

@@ -4,6 +4,7 @@ from tests.mutation.breaks_of_analysis import ANALYSIS
 from tests.mutation.breaks_of_caches import CACHES
 from tests.mutation.breaks_of_checkpoints import CHECKPOINTS
 from tests.mutation.breaks_of_methods import METHODS
+from tests.mutation.breaks_of_parts import PARTS
 from tests.mutation.breaks_of_places import PLACES
 from tests.mutation.breaks_of_promises import PROMISES
 from tests.mutation.breaks_of_rewriting import REWRITING
@@ -22,4 +23,5 @@ MUTANTS = (
     *CACHES,
     *TYPES,
     *SHOWN_STATES,
+    *PARTS,
 )
