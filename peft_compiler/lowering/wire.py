@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.anchored import anchored, taker_of, tensors_given
+from peft_compiler.lowering.applied import applied
 from peft_compiler.lowering.casting import in_own_type, in_type_of
 from peft_compiler.lowering.edit import Edit
 from peft_compiler.lowering.extend_attention import core_node, extend_attention
@@ -28,9 +29,6 @@ from peft_compiler.methods import Wiring
 from peft_compiler.plan import NAMESPACE
 from peft_compiler.site import Core, Edge, Input, Projection
 
-INPUT_OPERAND = {"linear": 0, "addmm": 1, "baddbmm": 1}
-"""Which operand of an op is the data, where it is always the same; else, it is the one that is no weight."""
-
 
 def inserted_call(graph: Graph, edit: Edit, *args: Any, like: Node | None = None) -> Node:
     """Calls the inserted module at the current point of insertion.
@@ -46,7 +44,7 @@ def inserted_call(graph: Graph, edit: Edit, *args: Any, like: Node | None = None
 def wire_beside(graph: Graph, edit: Edit) -> None:
     """h(x) becomes h(x) + m(x), on the site's rows."""
     assert isinstance(edit.place, Projection)
-    data, output = _applied(graph, edit.place)
+    data, output = applied(graph, edit.place)
     with graph.inserting_before(output.next):
         vectors = gathered(graph, edit, vectors_in(graph, data, edit.place), IN)
         delta = inserted_call(graph, edit, vectors, like=output)
@@ -79,7 +77,7 @@ def wire_on_weight(graph: Graph, edit: Edit) -> None:
 def wire_before(graph: Graph, edit: Edit) -> None:
     """h(x) becomes h(m(x)), h being the projection together with all that joined it before."""
     assert isinstance(edit.place, Projection)
-    data, output = _applied(graph, edit.place)
+    data, output = applied(graph, edit.place)
     within = {output, *ancestors_after(data, output)}
     with graph.inserting_before(min(user for user in data.users if user in within)):
         vectors = gathered(graph, edit, vectors_in(graph, data, edit.place), IN)
@@ -151,7 +149,7 @@ def _exchange(op: Node, old: Node, new: Node) -> None:
 
 
 def _after_projection(graph: Graph, edit: Edit, place: Projection) -> None:
-    _, output = _applied(graph, place)
+    _, output = applied(graph, place)
     with graph.inserting_before(output.next):
         vectors = gathered(graph, edit, vectors_out(graph, output, place), OUT)
         rows = place.rows_of_output
@@ -267,36 +265,3 @@ def _stream(graph: Graph) -> Node:
     """Returns the activation that a forward is given: its first argument of numbers."""
     given = (node for node in graph.nodes if node.op == "placeholder" and "dtype" in node.meta)
     return next(node for node in given if node.meta["dtype"].is_floating_point)
-
-
-def _applied(graph: Graph, place: Projection) -> tuple[Any, Node]:
-    """Returns what a projection is applied to, and what stands for its output after earlier edits."""
-    if place.anchor is None:
-        # The whole forward is the projection, whether it is one call of the host or its ops.
-        (output,) = graph.output_node().args
-        assert isinstance(output, Node)
-        return next(node for node in graph.nodes if node.op == "placeholder"), output
-    op = anchored(graph, place.anchor)
-    if place.anchor.op in INPUT_OPERAND:
-        data = op.args[INPUT_OPERAND[place.anchor.op]]
-    else:
-        data = next(operand for operand in tensors_given(op) if not _reads(operand, place.weight))
-    while isinstance(data, Node) and "applied_to" in data.meta:
-        data = data.meta["applied_to"]
-    return data, _with_bias(op, place.bias)
-
-
-def _with_bias(op: Node, bias: str | None) -> Node:
-    """Returns what stands for the output of `op` after earlier edits, with the bias that follows it."""
-    output = current(op)
-    if bias is None or any(_reads(operand, bias) for operand in op.all_input_nodes):
-        return output
-    adds = (user for user in output.users if any(_reads(operand, bias) for operand in user.all_input_nodes))
-    return current(next(adds, output))
-
-
-def _reads(node: Node, parameter: str) -> bool:
-    """Whether a value is a parameter, up to its shape and type."""
-    while node.op in ("call_function", "call_method") and len(node.all_input_nodes) == 1:
-        (node,) = node.all_input_nodes
-    return node.op == "get_attr" and node.target == parameter
