@@ -59,7 +59,10 @@ def main() -> None:
     arguments.results.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     if arguments.results == RESULTS:
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}"
-        REPORT.write_text(report({cell: row["outcomes"] for cell, row in rows.items()}, AREAS, versions))
+        outcomes = {cell: row["outcomes"] for cell, row in rows.items()}
+        REPORT.write_text(
+            report(outcomes, AREAS, versions, sum(row["code"] != code for row in rows.values()))
+        )
 
 
 def run(cell: str) -> dict[str, Any]:

@@ -21,19 +21,23 @@ Written by `make citizen`, {versions}.
 | do not apply | {idle} |
 | broken | {broken} |
 | not run yet | {missing} |
+| run on earlier code of the package or of the matrix | {earlier} |
 """
 
 Outcomes = Mapping[str, str]
 """What became of each architecture: `held`, or `n/a: ` or `broken: ` with the reason."""
 
 
-def report(cells: Mapping[str, Outcomes], areas: Mapping[str, ModuleType], versions: str) -> str:
+def report(
+    cells: Mapping[str, Outcomes], areas: Mapping[str, ModuleType], versions: str, earlier: int = 0
+) -> str:
     """Returns the page.
 
     Args:
         cells: Outcomes by `area: feature|method`.
         areas: The features of each table.
         versions: What it was run with.
+        earlier: How many of the cells were run before the code was what it is.
     """
     names = [f"{area}: {feature.says}|{method}" for area, feature, method in _all(areas)]
     shown = [_shown(cells.get(name)) for name in names]
@@ -43,6 +47,7 @@ def report(cells: Mapping[str, Outcomes], areas: Mapping[str, ModuleType], versi
         "idle": shown.count("–"),
         "broken": sum("✗" in text for text in shown),
         "missing": shown.count(""),
+        "earlier": earlier,
     }
     parts = [_HEAD.format(versions=versions, **counts)]
     parts += [_table(area, module, cells) for area, module in areas.items()]

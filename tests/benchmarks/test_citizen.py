@@ -63,6 +63,7 @@ def test_a_broken_promise_is_shown_as_one(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.random.fork_rng(devices=[]):
         outcomes = run("Generation: sampling|lora")
     assert outcomes["llama"].startswith("broken: AssertionError: Tensor-likes are not equal")
-    page = report({"Generation: sampling|lora": outcomes}, AREAS, "torch")
+    page = report({"Generation: sampling|lora": outcomes}, AREAS, "torch", earlier=1)
+    assert "| run on earlier code of the package or of the matrix | 1 |" in page
     assert "| lora |  |  |  | **✗** |" in page
     assert "## Broken" in page

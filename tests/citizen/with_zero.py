@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed
 from accelerate import Accelerator, DeepSpeedPlugin
@@ -65,6 +64,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def main(output: str, specs: Mapping[str, Any] = SPECS) -> None:
+    import deepspeed  # here, since it is not installed everywhere
+
     # An op that would be compiled first, for minutes; without it, gloo does the work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     found = {stage: {name: losses(stage, spec) for name, spec in specs.items()} for stage in STAGES}
