@@ -20,7 +20,7 @@ ROLES = (
     Mutant(
         "keys of an earlier layer are of the same stream",
         "analysis/roles/attention.py",
-        "todo.extend(_streams(flow, residuals[head].skip, residuals) if head in residuals else ())",
+        "todo.extend(_skipped(flow, residuals[head].skip, residuals) if head in residuals else ())",
         "pass",
         f"{_STREAMS}::test_keys_of_an_earlier_layer_are_no_other_stream",
     ),
@@ -39,10 +39,10 @@ ROLES = (
         f"{_OBSTACLES}::test_an_obstacle_is_named",
     ),
     Mutant(
-        "what scales every position alike is no data",
-        "analysis/roles/nearest.py",
-        "if small[-1] == 1 < large[-1] or math.prod(small) < math.prod(large):",
-        "if small[-1] == 1 < large[-1]:",
+        "what a branch ends in is computed from its stream",
+        "analysis/roles/feed_forward.py",
+        "return own or [*ends]",
+        "return [*ends]",
         f"{_DIFFUSION}::test_what_makes_a_condition_is_no_feed_forward_layer",
     ),
     Mutant(

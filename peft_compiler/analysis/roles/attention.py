@@ -13,7 +13,7 @@ from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind, ahead, behind, data_of
 from peft_compiler.analysis.roles.operands import Projected, projections_of, search_operands
 from peft_compiler.analysis.roles.replay import index_along, replay, varies_along
-from peft_compiler.analysis.roles.residuals import Residual
+from peft_compiler.analysis.roles.residuals import Residual, is_layer
 from peft_compiler.analysis.roles.softmax import axis_of, is_softmax
 from peft_compiler.site import Role
 
@@ -224,8 +224,24 @@ def _and_earlier(
         head = todo.pop()
         if head not in found:
             found.add(head)
-            todo.extend(_streams(flow, residuals[head].skip, residuals) if head in residuals else ())
+            todo.extend(_skipped(flow, residuals[head].skip, residuals) if head in residuals else ())
     return frozenset(found)
+
+
+def _skipped(flow: Dataflow, skip: fx.Node, residuals: Mapping[fx.Node, Residual]) -> Iterator[fx.Node]:
+    """Yields the heads that a stream had before, if no layer lies in between: a stream starts behind that."""
+    seen: set[fx.Node] = set()
+    stack = [skip]
+    while stack:
+        node = stack.pop()
+        if node in seen or is_layer(flow, node):
+            continue
+        seen.add(node)
+        sources = flow.active_inputs.get(node, ())
+        if node in residuals or not sources:
+            yield node
+        else:
+            stack.extend(sources)
 
 
 def _outputs(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residual]) -> tuple[Linear, ...]:

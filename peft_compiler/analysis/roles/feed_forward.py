@@ -10,7 +10,7 @@ from peft_compiler.analysis.ops import CONVOLUTIONS, MIXES, NONLINEARITIES, kind
 from peft_compiler.analysis.roles.fused_rows import RowProbe
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
 from peft_compiler.analysis.roles.nearest import Behind, behind
-from peft_compiler.analysis.roles.residuals import Residual, active_operands
+from peft_compiler.analysis.roles.residuals import Residual, active_operands, is_computed_from
 from peft_compiler.site import Role, Rows
 
 
@@ -69,7 +69,7 @@ def find_branches(
     for residual in residuals.values():
         search = _Search(flow, residual, residuals, attention_outputs, probe)
         ends = behind(flow, residual.branch, residual.floor)
-        for end in ends.linears:
+        for end in _of_stream(flow, residual, ends.linears):
             if end in attention_outputs:
                 found[end] = None
             elif end not in found:
@@ -80,6 +80,15 @@ def find_branches(
                         other = _as_branch(search, end, ends, frozenset(branch.parts[1].way))
                         nearby |= {end: other} if other is not None else {}
     return tuple(_stands_for(found, nearby))
+
+
+def _of_stream(flow: Dataflow, residual: Residual, ends: Collection[fx.Node]) -> list[fx.Node]:
+    """Returns the projections that a branch may end in: computed from its stream, if any of them is.
+
+    Others only modulate it, as the gates that adaLN makes of a condition (DiT, arXiv:2212.09748).
+    """
+    own = [end for end in ends if is_computed_from(flow, residual.origin, end)]
+    return own or [*ends]
 
 
 def _stands_for(found: Mapping[fx.Node, Branch | None], nearby: Mapping[fx.Node, Branch]) -> Iterator[Branch]:

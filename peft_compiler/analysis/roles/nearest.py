@@ -1,6 +1,5 @@
 """The linears nearest to a value, before it and after it."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,11 +83,9 @@ def data_of(flow: Dataflow, node: fx.Node) -> tuple[fx.Node, ...]:
     if kind(node) in SELECTIONS:
         return sources[:1]
     if kind(node) == "mul" and len(sources) == 2:
-        # One that is the same for all features or, as the gates of adaLN are, for all positions only scales.
-        shapes = [fact(source).shape or (1,) for source in sources]
-        small, large = sorted(shapes, key=lambda shape: (shape[-1], math.prod(shape)))
-        if small[-1] == 1 < large[-1] or math.prod(small) < math.prod(large):
-            return (sources[shapes.index(large)],)
+        widths = [(fact(source).shape or (1,))[-1] for source in sources]
+        if min(widths) == 1 < max(widths):
+            return (sources[widths.index(max(widths))],)
     return sources
 
 

@@ -107,12 +107,28 @@ def _leads_through_a_layer(flow: Dataflow, origin: fx.Node, value: fx.Node) -> b
         if (node, crossed) in seen or fact(node).order <= floor:
             continue
         seen.add((node, crossed))
-        crossed = crossed or _is_layer(flow, node)
+        crossed = crossed or is_layer(flow, node)
         stack.extend((source, crossed) for source in flow.active_inputs.get(node, ()))
     return False
 
 
-def _is_layer(flow: Dataflow, node: fx.Node) -> bool:
+def is_computed_from(flow: Dataflow, origin: fx.Node, value: fx.Node) -> bool:
+    """Whether `origin` is among what `value` was computed from, by whatever ops."""
+    floor = fact(origin).order
+    seen: set[fx.Node] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if node is origin:
+            return True
+        if node not in seen and fact(node).order > floor:
+            seen.add(node)
+            stack.extend(flow.active_inputs.get(node, ()))
+    return False
+
+
+def is_layer(flow: Dataflow, node: fx.Node) -> bool:
+    """Whether an op is a linear, a product of activations, an attention or a convolution of channels."""
     if node in flow.linears or node in flow.products or kind(node) == ATTENTION:
         return True
     # What a depthwise convolution alone makes of a value is its neighbours' share in it, as of keys.

@@ -95,7 +95,10 @@ def test_keys_and_values_are_told_through_a_convolution_with_learned_taps() -> N
     assert rows == {Role.KEY: "[0:8] of 16", Role.VALUE: "[8:16] of 16"}
     assert "learns.taps" not in {site.path for site in sites}
     (core,) = [site for site in sites if site.role is Role.ATTENTION_CORE]
-    assert core.evidence[1:] == ()  # the taps scale the keys, and are none of them
+    assert core.evidence[1:] == (
+        "which rows of linear learns.taps are the key is unknown",
+        "which rows of linear learns.taps are the value is unknown",
+    )
 
 
 def test_the_mean_of_a_window_that_is_never_full_tells_no_rows() -> None:
