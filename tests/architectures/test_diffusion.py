@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812  (the name that the models imitated here use)
 
 import peft_compiler as pc
 from peft_compiler.site import Role

@@ -193,14 +193,23 @@ def _comes_from_right(product: fx.Node, axis: int) -> bool:
     return axis == len(fact(product).shape) - 1
 
 
-def _streams(flow: Dataflow, value: fx.Node, residuals: Mapping[fx.Node, Residual]) -> frozenset[fx.Node]:
-    """Returns the values at the head of every stream that `value` was computed from within its branch."""
+def _streams(
+    flow: Dataflow, value: fx.Node, residuals: Mapping[fx.Node, Residual], by_layers: bool = True
+) -> frozenset[fx.Node]:
+    """Returns the values at the head of every stream that `value` was computed from within its branch.
+
+    Args:
+        flow: The graph.
+        value: Where to start.
+        residuals: The adds that streams are made of.
+        by_layers: Whether the way may go through a linear or an attention.
+    """
     heads: set[fx.Node] = set()
     seen: set[fx.Node] = set()
     stack = [value]
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node in seen or (not by_layers and is_layer(flow, node)):
             continue
         seen.add(node)
         sources = flow.active_inputs.get(node, ())
@@ -216,7 +225,8 @@ def _and_earlier(
 ) -> frozenset[fx.Node]:
     """Returns the heads of streams, and those of the same streams before each branch joined them.
 
-    A layer may attend to the keys of an earlier one (KV sharing, as in Gemma 3n).
+    A layer may attend to the keys of an earlier one (KV sharing, as in Gemma 3n). What a layer makes
+    of something else, as the first one of a decoder does, starts a stream of its own.
     """
     found: set[fx.Node] = set()
     todo = [*heads]
@@ -224,24 +234,9 @@ def _and_earlier(
         head = todo.pop()
         if head not in found:
             found.add(head)
-            todo.extend(_skipped(flow, residuals[head].skip, residuals) if head in residuals else ())
+            if head in residuals:
+                todo.extend(_streams(flow, residuals[head].skip, residuals, by_layers=False))
     return frozenset(found)
-
-
-def _skipped(flow: Dataflow, skip: fx.Node, residuals: Mapping[fx.Node, Residual]) -> Iterator[fx.Node]:
-    """Yields the heads that a stream had before, if no layer lies in between: a stream starts behind that."""
-    seen: set[fx.Node] = set()
-    stack = [skip]
-    while stack:
-        node = stack.pop()
-        if node in seen or is_layer(flow, node):
-            continue
-        seen.add(node)
-        sources = flow.active_inputs.get(node, ())
-        if node in residuals or not sources:
-            yield node
-        else:
-            stack.extend(sources)
 
 
 def _outputs(flow: Dataflow, context: fx.Node, residuals: Mapping[fx.Node, Residual]) -> tuple[Linear, ...]:

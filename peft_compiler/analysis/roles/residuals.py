@@ -113,7 +113,7 @@ def _leads_through_a_layer(flow: Dataflow, origin: fx.Node, value: fx.Node) -> b
 
 
 def is_computed_from(flow: Dataflow, origin: fx.Node, value: fx.Node) -> bool:
-    """Whether `origin` is among what `value` was computed from, by whatever ops."""
+    """Whether an activation is, or was computed from, another one, by whatever ops."""
     floor = fact(origin).order
     seen: set[fx.Node] = set()
     stack = [value]

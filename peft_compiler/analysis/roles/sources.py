@@ -8,7 +8,7 @@ from torch import fx
 from peft_compiler.analysis.module_graph import Call, fact
 from peft_compiler.analysis.ops import tensors
 from peft_compiler.analysis.roles.linears import Dataflow, Linear
-from peft_compiler.analysis.roles.residuals import source_of
+from peft_compiler.analysis.roles.residuals import is_computed_from, source_of
 from peft_compiler.site import Anchor, Source
 
 
@@ -27,7 +27,7 @@ def find_source(flow: Dataflow, op: fx.Node, entry: Linear, width: int) -> tuple
     if child is not None:
         call = call_around(flow.graph.calls[child], entry.node)
         for index, value in enumerate(call.inputs):
-            if value in flow.taint.activations and _comes_from(flow, entry.data, value):
+            if value in flow.taint.activations and is_computed_from(flow, value, entry.data):
                 path = child.removeprefix(f"{within}." if within else "")
                 return _if_as_wide(value, width, Source(path, index))
     for index, operand in enumerate(tensors(op)):
@@ -103,21 +103,6 @@ def call_around(calls: Sequence[Call], node: fx.Node) -> Call:
     return next(
         call for call in calls if any(fact(output).order >= fact(node).order for output in call.outputs)
     )
-
-
-def _comes_from(flow: Dataflow, value: fx.Node, origin: fx.Node) -> bool:
-    """Whether an activation is, or was computed from, another one."""
-    floor = fact(origin).order
-    seen: set[fx.Node] = set()
-    todo = [value]
-    while todo:
-        node = todo.pop()
-        if node is origin:
-            return True
-        if node not in seen and fact(node).order > floor:
-            seen.add(node)
-            todo.extend(flow.active_inputs.get(node, ()))
-    return False
 
 
 def _if_as_wide(value: fx.Node, width: int, source: Source) -> tuple[Source, fx.Node] | None:
