@@ -105,7 +105,6 @@ class Prompts(StartsAtWords):
 
     @override
     def forward(self) -> KeysAndValues:
-        # Copies: whoever shards parameters takes them away once their module has run.
         return self.keys.clone(), self.values.clone()
 
     @override

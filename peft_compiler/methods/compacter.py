@@ -107,7 +107,7 @@ class Factors(Shared):
 
     @override
     def forward(self) -> Float[Tensor, "n n n"]:
-        return self.matrices.clone()  # what shards parameters takes its own back when this call ends
+        return self.matrices.clone()
 
 
 class HypercomplexLinear(nn.Module):

@@ -73,7 +73,6 @@ class GatedPrompts(nn.Module):
 
     @override
     def forward(self) -> tuple[Float[Tensor, "length d"], Float[Tensor, " heads"]]:
-        # A copy: whoever shards parameters takes them away once their module has run.
         return self.prompts.clone(), self.gates.tanh()
 
     @override

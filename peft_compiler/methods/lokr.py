@@ -117,7 +117,7 @@ class WholeMatrix(nn.Module):
 
     @override
     def forward(self) -> Float[Tensor, "*experts rows columns"]:
-        return self.values
+        return self.values.clone()
 
     def start_at_zero(self) -> None:
         """Sets the matrix to zero, in place."""

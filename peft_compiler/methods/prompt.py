@@ -187,7 +187,6 @@ class PromptEmbeddings(nn.Module):
 
     @override
     def forward(self) -> Float[Tensor, "*members length d"]:
-        # A copy: whoever shards parameters takes them away once their module has run.
         return self.embeddings.clone()
 
     @override

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from peft_compiler.methods import Method, NoMerge, Wiring
 from peft_compiler.methods._loaded import loaded_buffers
@@ -114,6 +115,23 @@ def it_is_built_beside_a_host_on_meta(case: Case) -> None:
     assert "meta" not in devices, "takes values from the host; say so: `copies_host=True`"
 
 
+def it_gives_copies_of_its_parameters(case: Case) -> None:
+    """No module of it returns a parameter, or a view of one: who shards parameters takes them back after it ran."""
+    inserted = case.moved()
+    names = {tensor.untyped_storage().data_ptr(): name for name, tensor in inserted.named_parameters()}
+    given: list[str] = []
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        given.extend(names.get(tensor.untyped_storage().data_ptr(), "") for tensor in tensors)
+
+    for module in inserted.modules():
+        module.register_forward_hook(note)
+    case.wired(inserted)
+    returned = sorted(set(filter(None, given)))
+    assert not returned, f"returns its {', '.join(returned)}, which may be gone by then; return a `clone()`"
+
+
 def the_host_stays_as_it_was(case: Case) -> None:
     """Neither building nor running changes the base."""
     host = case.example.host
@@ -192,6 +210,7 @@ CLAUSES: Mapping[str, Callable[[Case], None]] = {
         only_its_generator_is_drawn_from,
         it_is_built_in_float32_on_the_cpu,
         it_is_built_beside_a_host_on_meta,
+        it_gives_copies_of_its_parameters,
         the_host_stays_as_it_was,
         the_merge_rule_is_the_wired_function,
         it_survives_copies_and_files,

@@ -169,6 +169,13 @@ METHODS = (
         "methods/test_llama_adapter_against_peft.py::test_logits_and_gradients_are_peft_s",
     ),
     Mutant(
+        "no module returns a parameter itself",
+        "methods/llama_adapter.py",
+        "return self.prompts.clone(), self.gates.tanh()",
+        "return self.prompts, self.gates.tanh()",
+        CONTRACT,
+    ),
+    Mutant(
         "a token that is trained learns from each of its places",
         "methods/trainable_tokens.py",
         "(ids[..., None] == self.tokens).to(self.delta.dtype) @ self.delta",

@@ -30,6 +30,24 @@ class Scaled(nn.Module):
         return y * self.factor
 
 
+class Lent(Scaled):
+    """Gives a view of its factor."""
+
+    def forward(self) -> Tensor:
+        return self.factor[None]
+
+
+class Borrowed(nn.Module):
+    """factor · y, with a factor that another module gives."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lent = Lent(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.lent()[0]
+
+
 def fold(inserted: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Returns the parameters with their rows scaled."""
     assert isinstance(inserted, Scaled)
@@ -109,6 +127,11 @@ class Copying(Scale, frozen=True):
         built = Scaled(site.width_out)
         built.factor = nn.Parameter(host.get_parameter("weight").detach().flatten()[: site.width_out].clone())
         return built
+
+
+class Lending(Scale, frozen=True):
+    def build(self, site: Site, host: nn.Module, generator: torch.Generator) -> nn.Module:
+        return Borrowed(site.width_out)
 
 
 class Meddling(Scale, frozen=True):
@@ -214,6 +237,11 @@ def test_only_the_places_that_are_named_are_tried() -> None:
             Copying,
             "it is built beside a host on meta",
             "takes values from the host; say so: `copies_host=True`",
+        ),
+        (
+            Lending,
+            "it gives copies of its parameters",
+            "returns its lent.factor, which may be gone by then; return a `clone()`",
         ),
         (Meddling, "the host stays as it was", "the host's weight changed"),
         (Misfolding, "the merge rule is the wired function", "Tensor-likes are not close!"),
