@@ -10,8 +10,6 @@ from torch.testing import assert_close
 from transformers import QuantizedCache
 
 from benchmarks.citizen.cell import Case, Feature, NotApplicableError
-from peft_compiler.lowering.compilation import compilation_of
-from peft_compiler.methods import Wiring
 from peft_compiler.verifying.incremental import incremental_outputs
 from tests import zoo
 
@@ -88,11 +86,6 @@ def assisted(case: Case) -> None:
 def left_padding(case: Case) -> None:
     """A row padded on the left, beside a longer one, continues as it does alone."""
     tuned, prompt = case.decoding(), _prompt(case)
-    insertions = compilation_of(tuned).plan.insertions
-    if case.architecture == "gemma3" and any(each.wiring is Wiring.EXTEND_INPUT for each in insertions):
-        raise NotApplicableError(
-            "prompts stand before the padding, which a sliding window counts, as in peft"
-        )
     together = _generated(tuned, prompt)[:1, -NEW:]
     kept = prompt["attention_mask"][0].bool()
     alone = {key: value[:1, kept] for key, value in prompt.items()}

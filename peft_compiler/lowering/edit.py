@@ -18,10 +18,12 @@ class Front:
         input: The tokens.
         hidden: Positions of prompts that a cache of the tower hides when the call comes to these: their
             own, and those of the prompts that stand before them.
+        by_row: Whether each row may have them elsewhere: behind its padding.
     """
 
     input: Input
     hidden: int
+    by_row: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,13 @@ class States:
     Attributes:
         length: How many.
         within: Whether the tower's module, around this one, drops what this one leaves.
+        by_row: Whether each row may have them elsewhere: behind its padding.
         is_read: Whether other modules attend to the last states, which then keep them.
     """
 
     length: int
     within: bool
+    by_row: bool
     is_read: bool = False
 
 

@@ -35,6 +35,8 @@ def repeated(arguments: Mapping[str, Any], members: int, tokens: str) -> Mapping
 
 
 def _repeated(value: Any, rows: int, members: int) -> Any:
+    if type(value) is dict:  # masks by the kind of layer, no result of a module
+        return {name: _repeated(each, rows, members) for name, each in value.items()}
     if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != rows:
         return value
     longer = value.repeat_interleave(members, 0)

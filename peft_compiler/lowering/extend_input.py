@@ -18,17 +18,18 @@ from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.edit import Batch, Edit, Front, Lookup, Members, Reader, Shown, States
 from peft_compiler.lowering.emit import ITSELF
 from peft_compiler.lowering.ensembles import answered, apart, repeated, side_by_side
-from peft_compiler.lowering.prompted_input import (
+from peft_compiler.lowering.prompted_calls import (
     EMBEDDINGS,
-    added,
+    positions_of,
+    shortened,
+    shortened_but_for_last,
+)
+from peft_compiler.lowering.prompted_input import (
     by_name,
     called_by_name,
     exchanged,
     extended,
     hiding,
-    sequence_length,
-    shortened,
-    shortened_but_for_last,
     spelt_out,
 )
 from peft_compiler.lowering.shown_states import answered_by_name, reading, shown_states, whole
@@ -50,7 +51,10 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
     site, place = first.site, first.site.place
     assert isinstance(place, Input)
     behind = sum(prompts.shape[-2] for _, prompts in insertions)
-    states = States(behind, within=False)
+    takes_embeddings = EMBEDDINGS in inspect.signature(host.forward).parameters
+    # Elsewhere, what is within the tower, or reads its states, could not tell where they are.
+    by_row = takes_embeddings and place.states == site.path and not place.readers
+    states = States(behind, within=False, by_row=by_row)
     # Before all else, since what comes after is already made for each row of the longer batch.
     for insertion, prompts in insertions:
         wiring, name, answer = insertion.wiring, insertion.name, insertion.method.ensemble_answer
@@ -59,9 +63,9 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
             yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument, bool(place.readers)))
     for insertion, prompts in insertions:
         wiring, name = insertion.wiring, insertion.name
-        yield site.path, Edit(name, wiring, Front(place, behind))
+        yield site.path, Edit(name, wiring, Front(place, behind, by_row))
         behind -= prompts.shape[-2]
-        if EMBEDDINGS not in inspect.signature(host.forward).parameters:
+        if not takes_embeddings:
             table = place.table.rpartition(".")[0]
             yield site.path, Edit(name, wiring, Lookup(table, place.anchor, behind))
     # After all of them, since the states are those of the whole sequence.
@@ -140,13 +144,13 @@ def _extend_call(graph: Graph, place: Front, inserted: Callable[[], Node]) -> No
     host = _host(graph)
     itself, arguments = host.args
     table = place.input.table.rpartition(".")[0]
-    settings = (place.input.argument, table, host.meta["takes_embeddings"], place.hidden)
+    settings = (place.input.argument, table, host.meta["takes_embeddings"], place.hidden, place.by_row)
     with graph.inserting_before(host):
         prompts = inserted()
         longer = graph.call_function(extended, (itself, prompts, arguments, *settings))
         length = graph.call_method("size", (prompts, -2))
     host.args = (itself, longer)
-    returning(graph, hiding, longer, length)
+    returning(graph, hiding, longer, length, place.by_row)
 
 
 def exchange_input(graph: Graph, place: Input, embeddings: Callable[[], Node]) -> None:
@@ -202,13 +206,8 @@ def _drop_prompts(graph: Graph, place: States) -> None:
     """Lets the host return its states without those of the prompts."""
     host = _host(graph)
     with graph.inserting_before(host):
-        positions = graph.call_function(added, (host.args[1], place.length))
-        length = graph.call_function(sequence_length, (host.args[1],))
-    if place.is_read:
-        returning(graph, shortened_but_for_last, length, positions)
-        return
-    keys = positions if place.within else place.length
-    returning(graph, shortened, length, positions, keys)
+        call = graph.call_function(positions_of, (host.args[1], place.length, place.within, place.by_row))
+    returning(graph, shortened_but_for_last if place.is_read else shortened, call)
 
 
 def _show(graph: Graph, place: Shown) -> None:

@@ -2,12 +2,15 @@
 
 A soft prompt takes positions in the cache of a decoder. While the decoder runs, the cache
 tells them; to everyone else, who counts positions to make masks and to go on where the
-cache ends, it has the length of the user's own sequence.
+cache ends, it has the length of the user's own sequence. It knows how much padding stands
+before the prompts of each row, however its rows are picked.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from peft_compiler.errors import LoweringError
 
@@ -20,6 +23,7 @@ class HidesPositions:
 
     hidden: int
     room: int
+    padding: Tensor | None
 
     @property
     def is_compileable(self) -> bool:
@@ -51,7 +55,26 @@ class HidesPositions:
     def reset(self) -> None:
         """Empties the cache."""
         super().reset()  # pyright: ignore
-        self.hidden = 0
+        self.hidden, self.padding = 0, None
+
+    def reorder_cache(self, beam_idx: Tensor) -> Any:
+        """Picks rows, as a beam search does."""
+        self._pick(lambda padding: padding.index_select(0, beam_idx.to(padding.device)))
+        return super().reorder_cache(beam_idx)  # pyright: ignore
+
+    def batch_select_indices(self, indices: Tensor) -> Any:
+        """Keeps some of the rows."""
+        self._pick(lambda padding: padding[indices.to(padding.device)])
+        return super().batch_select_indices(indices)  # pyright: ignore
+
+    def batch_repeat_interleave(self, repeats: int) -> Any:
+        """Repeats each row."""
+        self._pick(lambda padding: padding.repeat_interleave(repeats, 0))
+        return super().batch_repeat_interleave(repeats)  # pyright: ignore
+
+    def _pick(self, rows: Callable[[Tensor], Tensor]) -> None:
+        if self.padding is not None:
+            self.padding = rows(self.padding)
 
 
 @functools.cache
@@ -74,9 +97,18 @@ def is_empty(cache: Any) -> bool:
     """Whether no position was cached yet."""
     if cache is None:
         return True
-    if any(hasattr(layer, "get_seq_length") for layer in cache.layers):
-        return bool(cache.get_seq_length() + getattr(cache, "hidden", 0) == 0)
+    if _counts(cache):
+        return bool(held_in(cache) == 0)
     return not any(any(layer.has_previous_state.values()) for layer in cache.layers)
+
+
+def held_in(cache: Any) -> Any:
+    """Returns how many positions a cache holds, hidden ones included; 0 where it counts none."""
+    return cache.get_seq_length() + getattr(cache, "hidden", 0) if _counts(cache) else 0
+
+
+def _counts(cache: Any) -> bool:
+    return any(hasattr(layer, "get_seq_length") for layer in getattr(cache, "layers", ()))
 
 
 def show(cache: Any, length: int, hidden: int) -> None:
@@ -100,7 +132,32 @@ def hide(cache: Any, length: int) -> None:
     if not isinstance(cache, HidesPositions):
         cache.__class__ = _hiding(type(cache))
         cache.hidden = cache.room = 0
+        cache.padding = None
     cache.hidden += length
+
+
+def note_padding(cache: Any, padding: Tensor | None) -> None:
+    """Lets a cache know how many positions before the prompts of each row (batch) are padding."""
+    if cache is not None:
+        hide(cache, 0)
+        cache.padding = padding
+
+
+def padding_in(cache: Any, rows: int) -> Tensor | None:
+    """Returns how many positions before the prompts of each of `rows` rows are padding; None for none.
+
+    Raises:
+        LoweringError: If the cache was made for other rows, some of them padded.
+    """
+    padding = cache.padding
+    if padding is None or len(padding) in (1, rows):
+        return padding
+    if padding.any():
+        raise LoweringError(
+            f"a cache holds the prompts of {len(padding)} rows, some behind padding, and is used for {rows}; "
+            "pick its rows by its own methods (reorder_cache, batch_select_indices, batch_repeat_interleave)"
+        )
+    return None
 
 
 def fixed_size(cache: Any) -> int | None:

@@ -116,7 +116,7 @@ def it_is_built_beside_a_host_on_meta(case: Case) -> None:
 
 
 def it_gives_copies_of_its_parameters(case: Case) -> None:
-    """No module of it returns a parameter, or a view of one: who shards parameters takes them back after it ran."""
+    """No module returns a parameter or a view of one: who shards parameters takes them back once it ran."""
     inserted = case.moved()
     names = {tensor.untyped_storage().data_ptr(): name for name, tensor in inserted.named_parameters()}
     given: list[str] = []

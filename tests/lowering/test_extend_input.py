@@ -104,17 +104,23 @@ def greedy(base: nn.Module, prompt: Tensor, ids: Tensor, mask: Tensor, steps: in
     embed, accepted = base.get_input_embeddings(), inspect.signature(base.forward).parameters
     for _ in range(steps):
         rows = len(ids)
-        arguments = {
-            "inputs_embeds": torch.cat([prompt.expand(rows, -1, -1), embed(ids)], 1),
-            "attention_mask": torch.cat([mask.new_ones(rows, LENGTH), mask], 1),
-        }
-        if "position_ids" in accepted:
+        values = [prompt.expand(rows, -1, -1), embed(ids)], [mask.new_ones(rows, LENGTH), mask]
+        if "position_ids" in accepted:  # a call that tells them has each row as it is alone
             own = (mask.cumsum(-1) - 1).clamp(min=0) + LENGTH
-            arguments["position_ids"] = torch.cat([torch.arange(LENGTH).expand(rows, -1), own], 1)
+            positions = [torch.arange(LENGTH).expand(rows, -1), own]
+            padded = [int(row.argmax()) for row in mask]
+            values = tuple([_behind(padded, *pair)] for pair in (*values, positions))
+        longer = (torch.cat(pair, 1) for pair in values)
+        arguments = dict(zip(("inputs_embeds", "attention_mask", "position_ids"), longer, strict=False))
         logits = base(**arguments, use_cache=False).logits[:, -1]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
         mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
     return ids, logits
+
+
+def _behind(padded: list[int], prompts: Tensor, own: Tensor) -> Tensor:
+    rows = zip(padded, prompts, own, strict=True)
+    return torch.stack([torch.cat([row[:count], prompt, row[count:]]) for count, prompt, row in rows])
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])

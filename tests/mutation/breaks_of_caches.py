@@ -3,6 +3,7 @@
 from tests.mutation.mutant import Mutant
 
 _HIDDEN = "lowering/test_hidden_positions.py"
+_PADDED = "lowering/test_behind_padding.py"
 _INPUT = "lowering/test_extend_input.py"
 
 CACHES = (
@@ -22,7 +23,7 @@ CACHES = (
     ),
     Mutant(
         "of several masks some may be none",
-        "lowering/prompted_input.py",
+        "lowering/prompted_mask.py",
         "return made if made is not None and made.dim() == 2 else dict(zip(mask, masks, strict=True))",
         "return masks[0] if masks[0].dim() == 2 else dict(zip(mask, masks, strict=True))",
         f"{_HIDDEN}::test_masks_by_the_kind_of_layer_may_be_none",
@@ -33,5 +34,40 @@ CACHES = (
         "if isinstance(value, Tensor) is not is_tensor:",
         "if False:",
         "lowering/test_trace.py::test_whether_a_cache_counts_in_a_tensor_is_guarded",
+    ),
+    Mutant(
+        "a padded row has its prompts next to its tokens",
+        "lowering/prompted_calls.py",
+        'return None if arguments.get("position_ids") is None else padding_of(arguments.get(MASK))',
+        "return None",
+        f"{_PADDED}::test_it_continues_as_it_does_alone",
+    ),
+    Mutant(
+        "rows of a cache are picked with their padding",
+        "lowering/hidden_positions.py",
+        "self.padding = rows(self.padding)",
+        "rows(self.padding)",
+        f"{_PADDED}::test_rows_of_a_cache_are_picked_with_their_padding",
+    ),
+    Mutant(
+        "a cache that the forward made knows of padding",
+        "lowering/prompted_input.py",
+        "note_padding(cache, left_padding(arguments) if by_row else None)",
+        "note_padding(cache, None)",
+        f"{_PADDED}::test_a_cache_that_the_forward_made_knows_of_padding",
+    ),
+    Mutant(
+        "attention maps of a window are as long as the base's",
+        "lowering/prompted_calls.py",
+        "max(0, int(call.keys) - found)",
+        "0",
+        f"{_PADDED}::test_attention_maps_are_as_long_as_the_base_s",
+    ),
+    Mutant(
+        "masks by the kind of layer have a row for each member",
+        "lowering/ensembles.py",
+        "if type(value) is dict:",
+        "if False:",
+        f"{_PADDED}::test_it_continues_as_it_does_alone",
     ),
 )

@@ -27,9 +27,9 @@ SHOWN_STATES = (
     ),
     Mutant(
         "an encoder shows its attention without prompts to generate too",
-        "lowering/prompted_input.py",
-        "output[key] = shortened(output[key], length, positions, positions, key)",
-        "pass",
+        "lowering/prompted_calls.py",
+        "for key in list(output)[1:]:",
+        "for key in ():",
         f"{TESTS}::test_generation_reads_the_prompts_and_shows_none",
     ),
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.prompted_input import extended_mask
+from peft_compiler.lowering.prompted_mask import extended_mask
 
 
 def test_prompts_see_each_other_and_the_tokens_as_the_mask_is_made() -> None:
