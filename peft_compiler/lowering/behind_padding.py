@@ -43,4 +43,9 @@ def _taken(values: Tensor, positions: Tensor, axis: int, rows: int) -> Tensor:
     """Returns the values at `positions` (batch, n) along an axis, other ones for each row."""
     shape = [1] * values.dim()
     shape[rows], shape[axis] = positions.shape
-    return torch.take_along_dim(values, positions.view(shape).to(values.device), axis)
+    whole, taken = list(values.shape), list(values.shape)
+    if values.shape[rows] == 1:  # one for all
+        whole[rows] = taken[rows] = positions.shape[0]
+    taken[axis] = positions.shape[1]
+    # By gather, since take_along_dim lets torch.compile make a graph for each length.
+    return values.expand(whole).gather(axis, positions.view(shape).to(values.device).expand(taken))

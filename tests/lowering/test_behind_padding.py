@@ -122,6 +122,21 @@ def test_attention_maps_are_as_long_as_the_base_s(name: str) -> None:
     assert shapes[0] == shapes[1]
 
 
+def test_it_is_one_graph_for_every_length() -> None:
+    model, calls = tuned("gemma3"), []
+    for length in (11, 9, 10):
+        inputs = zoo.inputs("gemma3", 2, length)
+        calls.append(inputs | {"position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)})
+    torch._dynamo.reset()
+    whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        expected = [model(**call, use_cache=False).logits for call in calls]
+        whole(**calls[0], use_cache=False)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for call, logits in zip(calls, expected, strict=True):
+                torch.testing.assert_close(whole(**call, use_cache=False).logits, logits)
+
+
 def test_by_positions_alone_it_is_the_same_in_front_of_the_padding() -> None:
     model, (together, _) = tuned("llama"), batch("llama")
     by_place = torch.arange(together["input_ids"].shape[1]).expand(2, -1)

@@ -70,4 +70,11 @@ CACHES = (
         "if False:",
         f"{_PADDED}::test_it_continues_as_it_does_alone",
     ),
+    Mutant(
+        "arranging rows makes no graph for each length",
+        "lowering/behind_padding.py",
+        "return values.expand(whole).gather(axis, positions.view(shape).to(values.device).expand(taken))",
+        "return torch.take_along_dim(values, positions.view(shape), axis)",
+        f"{_PADDED}::test_it_is_one_graph_for_every_length",
+    ),
 )
