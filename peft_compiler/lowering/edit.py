@@ -10,6 +10,17 @@ from peft_compiler.methods import Wiring
 from peft_compiler.site import Anchor, Core, Input, Place, Projection, Whole
 
 
+class Standing(StrEnum):
+    """Where prompts stand in a row that is padded on the left."""
+
+    FIRST = "first"
+    """Before the padding: what reads the states of prompts could not tell where else they are."""
+    AS_TOLD = "as told"
+    """Behind it, where a call tells positions. Else the place of a token is its position, of padding too."""
+    BEHIND = "behind"
+    """Behind it: no call can tell positions, so that a row has those which it has alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Front:
     """The tokens of a tower, which prompts are put in front of.
@@ -18,12 +29,12 @@ class Front:
         input: The tokens.
         hidden: Positions of prompts that a cache of the tower hides when the call comes to these: their
             own, and those of the prompts that stand before them.
-        by_row: Whether each row may have them elsewhere: behind its padding.
+        standing: Where they stand in a padded row.
     """
 
     input: Input
     hidden: int
-    by_row: bool
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +44,13 @@ class States:
     Attributes:
         length: How many.
         within: Whether the tower's module, around this one, drops what this one leaves.
-        by_row: Whether each row may have them elsewhere: behind its padding.
+        standing: Where they stand in a padded row.
         is_read: Whether other modules attend to the last states, which then keep them.
     """
 
     length: int
     within: bool
-    by_row: bool
+    standing: Standing
     is_read: bool = False
 
 

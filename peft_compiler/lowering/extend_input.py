@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
-from peft_compiler.lowering.edit import Batch, Edit, Front, Lookup, Members, Reader, Shown, States
+from peft_compiler.lowering.edit import Batch, Edit, Front, Lookup, Members, Reader, Shown, Standing, States
 from peft_compiler.lowering.emit import ITSELF
 from peft_compiler.lowering.ensembles import answered, apart, repeated, side_by_side
 from peft_compiler.lowering.prompted_calls import (
     EMBEDDINGS,
+    POSITIONS,
     positions_of,
     shortened,
     shortened_but_for_last,
@@ -52,9 +53,8 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
     assert isinstance(place, Input)
     behind = sum(prompts.shape[-2] for _, prompts in insertions)
     takes_embeddings = EMBEDDINGS in inspect.signature(host.forward).parameters
-    # Elsewhere, what is within the tower, or reads its states, could not tell where they are.
-    by_row = takes_embeddings and place.states == site.path and not place.readers
-    states = States(behind, within=False, by_row=by_row)
+    standing = _standing(site.path, place, host)
+    states = States(behind, within=False, standing=standing)
     # Before all else, since what comes after is already made for each row of the longer batch.
     for insertion, prompts in insertions:
         wiring, name, answer = insertion.wiring, insertion.name, insertion.method.ensemble_answer
@@ -63,7 +63,7 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
             yield site.path, Edit(name, wiring, Batch(len(prompts), place.argument, bool(place.readers)))
     for insertion, prompts in insertions:
         wiring, name = insertion.wiring, insertion.name
-        yield site.path, Edit(name, wiring, Front(place, behind, by_row))
+        yield site.path, Edit(name, wiring, Front(place, behind, standing))
         behind -= prompts.shape[-2]
         if not takes_embeddings:
             table = place.table.rpartition(".")[0]
@@ -82,6 +82,14 @@ def edits_of(insertions: Sequence[tuple[Insertion, Tensor]], host: nn.Module) ->
         yield site.path, Edit(name, wiring, states)
         if place.states != site.path:
             yield place.states, Edit(name, wiring, replace(states, within=True))
+
+
+def _standing(path: str, place: Input, host: nn.Module) -> Standing:
+    """Returns where prompts at the input of the module at `path` stand in a padded row."""
+    accepted = inspect.signature(host.forward).parameters
+    if EMBEDDINGS not in accepted or place.readers or place.states != path:
+        return Standing.FIRST
+    return Standing.AS_TOLD if POSITIONS in accepted else Standing.BEHIND
 
 
 def common_parent(paths: Sequence[str]) -> str:
@@ -144,13 +152,13 @@ def _extend_call(graph: Graph, place: Front, inserted: Callable[[], Node]) -> No
     host = _host(graph)
     itself, arguments = host.args
     table = place.input.table.rpartition(".")[0]
-    settings = (place.input.argument, table, host.meta["takes_embeddings"], place.hidden, place.by_row)
+    settings = (place.input.argument, table, host.meta["takes_embeddings"], place.hidden, place.standing)
     with graph.inserting_before(host):
         prompts = inserted()
         longer = graph.call_function(extended, (itself, prompts, arguments, *settings))
         length = graph.call_method("size", (prompts, -2))
     host.args = (itself, longer)
-    returning(graph, hiding, longer, length, place.by_row)
+    returning(graph, hiding, longer, length, place.standing)
 
 
 def exchange_input(graph: Graph, place: Input, embeddings: Callable[[], Node]) -> None:
@@ -206,7 +214,7 @@ def _drop_prompts(graph: Graph, place: States) -> None:
     """Lets the host return its states without those of the prompts."""
     host = _host(graph)
     with graph.inserting_before(host):
-        call = graph.call_function(positions_of, (host.args[1], place.length, place.within, place.by_row))
+        call = graph.call_function(positions_of, (host.args[1], place.length, place.within, place.standing))
     returning(graph, shortened_but_for_last if place.is_read else shortened, call)
 
 

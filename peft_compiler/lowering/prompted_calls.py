@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from peft_compiler.lowering.behind_padding import without_prompts
+from peft_compiler.lowering.edit import Standing
 from peft_compiler.lowering.hidden_positions import cache_in, held_in, is_empty, padding_in
 from peft_compiler.lowering.prompted_mask import padding_of
 
@@ -16,19 +17,23 @@ EMBEDDINGS = "inputs_embeds"
 MASK = "attention_mask"
 """What a forward calls the mask of its own positions."""
 
+POSITIONS = "position_ids"
+"""What a forward calls the positions of its tokens, where they are not their places."""
+
 Arguments = Mapping[str, Any]
 
 
-def left_padding(arguments: Arguments) -> Tensor | None:
-    """Returns how many positions at the beginning of each row of a call (batch) are padding, or None.
+def left_padding(arguments: Arguments, standing: Standing) -> Tensor | None:
+    """Returns how much padding stands before the prompts of each row (batch); None for none.
 
-    A cache tells those of its first call; on that, the mask does. Where a call tells no positions, the
-    place of a token is its position, padding counts, and prompts come first in each row.
+    A cache tells that of its first call; on that, the mask does.
     """
     cache = cache_in(arguments)
     if not is_empty(cache):
         return padding_in(cache, leading_of(arguments).shape[0])
-    return None if arguments.get("position_ids") is None else padding_of(arguments.get(MASK))
+    told = arguments.get(POSITIONS) is not None
+    behind = standing is Standing.BEHIND or (told and standing is Standing.AS_TOLD)
+    return padding_of(arguments.get(MASK)) if behind else None
 
 
 def leading_of(arguments: Arguments) -> Tensor:
@@ -55,20 +60,19 @@ class Positions(NamedTuple):
     padding: Tensor | None
 
 
-def positions_of(arguments: Arguments, length: int, within: bool, by_row: bool) -> Positions:
+def positions_of(arguments: Arguments, length: int, within: bool, standing: Standing) -> Positions:
     """Returns what a call has of positions, before it runs.
 
     Args:
         arguments: What the module is called with, prompts included.
         length: Number of prompts, where no cache has them.
         within: Whether the module is within the one whose input has the prompts; its keys are its positions.
-        by_row: Whether each row may have prompts elsewhere.
+        standing: Where prompts stand in a padded row.
     """
     cache, count = cache_in(arguments), leading_of(arguments).shape[1]
     prompts = length if is_empty(cache) else 0
     hidden = prompts if within else length
-    padding = left_padding(arguments) if by_row else None
-    return Positions(count, prompts, hidden, held_in(cache) + count, padding)
+    return Positions(count, prompts, hidden, held_in(cache) + count, left_padding(arguments, standing))
 
 
 def shortened(output: Any, call: Positions, name: str = "") -> Any:

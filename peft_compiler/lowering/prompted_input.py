@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_compiler.lowering.behind_padding import behind_padding
+from peft_compiler.lowering.edit import Standing
 from peft_compiler.lowering.ensembles import member_prompts
 from peft_compiler.lowering.hidden_positions import (
     cache_in,
@@ -26,7 +27,7 @@ from peft_compiler.lowering.hidden_positions import (
     note_padding,
     show,
 )
-from peft_compiler.lowering.prompted_calls import EMBEDDINGS, MASK, Arguments, left_padding
+from peft_compiler.lowering.prompted_calls import EMBEDDINGS, MASK, POSITIONS, Arguments, left_padding
 from peft_compiler.lowering.prompted_mask import extended_mask
 
 
@@ -43,7 +44,7 @@ def extended(
     table: str,
     takes_embeddings: bool,
     hidden: int,
-    by_row: bool,
+    standing: Standing,
 ) -> Arguments:
     """Returns the arguments of a call whose sequence starts with `prompts`, of shape (n, d).
 
@@ -59,24 +60,23 @@ def extended(
             do instead: their embeddings will be exchanged where they are looked up.
         hidden: Positions that a cache hides, if all is well: those of these prompts, and of the
             prompts that will stand before them.
-        by_row: Whether they stand behind the padding of each row, where the call tells positions.
+        standing: Where they stand in a padded row.
     """
     length, cache = prompts.shape[-2], cache_in(arguments)
     first = is_empty(cache)
     if first:
         make_room(cache, length, getattr(getattr(module, "config", None), "sliding_window", None))
-        padding = left_padding(arguments) if by_row else None
-        note_padding(cache, padding)
+        note_padding(cache, left_padding(arguments, standing))
     else:
         show(cache, length, hidden)
-        padding = left_padding(arguments)
+    padding = left_padding(arguments, standing)
     changed: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None:
             continue
         if name == MASK:
             changed[name] = extended_mask(value, length, first, fixed_size(cache), padding)
-        elif name == "position_ids":
+        elif name == POSITIONS:
             changed[name] = _extended_positions(value, length, first, padding)
         elif name == "cache_position":  # tells where positions lie, whatever they are
             changed[name] = _extended_positions(value, length, first)
@@ -142,12 +142,12 @@ def _extended_positions(positions: Tensor, length: int, first: bool, padding: Te
     return longer if longer.dim() == 1 else behind_padding(longer, padding, length, -1, rows=-2)
 
 
-def hiding(output: Any, arguments: Arguments, length: int, by_row: bool) -> Any:
+def hiding(output: Any, arguments: Arguments, length: int, standing: Standing) -> Any:
     """Returns `output`; the cache of the call hides `length` positions again."""
     cache = cache_in(arguments)
     if cache is None:
         cache = cache_in(output)
-        note_padding(cache, left_padding(arguments) if by_row else None)
+        note_padding(cache, left_padding(arguments, standing))
     if cache is not None:
         hide(cache, length)
     return output

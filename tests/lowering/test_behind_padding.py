@@ -67,6 +67,15 @@ def test_it_continues_so_from_a_prompt_in_pieces(name: str) -> None:
     torch.testing.assert_close(found, continued(model, alone), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mpt", "bloom", "mamba"])
+def test_it_continues_so_where_no_positions_can_be_told(name: str) -> None:
+    model, (together, alone) = tuned(name), batch(name)
+    torch.testing.assert_close(continued(model, together), continued(model, alone), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        beside, own = model(**together).logits[:1, PADDED:], model(**alone).logits
+    torch.testing.assert_close(beside, own, atol=1e-5, rtol=1e-5)
+
+
 def test_it_continues_so_where_layers_have_a_state() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

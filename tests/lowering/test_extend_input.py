@@ -31,17 +31,24 @@ def prompted(name: str, rules: str = "", attention: str | None = None) -> tuple[
     return base, tuned, tuned.get_submodule(path)().detach()
 
 
-def by_hand(base: nn.Module, prompt: Tensor, ids: Tensor, mask: Tensor) -> Any:
-    """Calls the base on the prompt and the embeddings of `ids`."""
+def by_hand(base: nn.Module, prompt: Tensor, ids: Tensor, mask: Tensor, in_front: bool = True) -> Any:
+    """Calls the base on the prompt and the embeddings of `ids`: in front of padding, or behind it."""
     embeddings = base.get_input_embeddings()(ids)
     rows = len(ids)
+    padded = [0 if in_front else int(row.argmax()) for row in mask]
     arguments = {
-        "inputs_embeds": torch.cat([prompt.expand(rows, -1, -1), embeddings], 1),
-        "attention_mask": torch.cat([mask.new_ones(rows, LENGTH), mask], 1),
+        "inputs_embeds": behind(padded, prompt.expand(rows, -1, -1), embeddings),
+        "attention_mask": behind(padded, mask.new_ones(rows, LENGTH), mask),
     }
     if "use_cache" in inspect.signature(base.forward).parameters:
         arguments["use_cache"] = False
     return base(**arguments)
+
+
+def behind(padded: list[int], prompts: Tensor, own: Tensor) -> Tensor:
+    """Returns the prompts of each row behind its first positions, of which it has so many."""
+    rows = zip(padded, prompts, own, strict=True)
+    return torch.stack([torch.cat([row[:count], prompt, row[count:]]) for count, prompt, row in rows])
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -49,8 +56,16 @@ def test_a_decoder_computes_what_the_base_does_by_hand(name: str) -> None:
     base, tuned, prompt = prompted(name)
     inputs = zoo.inputs(name)
     with torch.no_grad():
-        expected = by_hand(base, prompt, inputs["input_ids"], inputs["attention_mask"]).logits
-        torch.testing.assert_close(tuned(**inputs).logits, expected[:, LENGTH:], atol=1e-5, rtol=1e-5)
+        mask, counts = inputs["attention_mask"], takes_positions(base)  # padding too
+        expected = by_hand(base, prompt, inputs["input_ids"], mask, in_front=counts).logits
+        found = tuned(**inputs).logits
+    for row, logits, of_row in zip(mask, found, expected, strict=True):
+        count = int(row.sum())
+        torch.testing.assert_close(logits[-count:], of_row[-count:], atol=1e-5, rtol=1e-5)
+
+
+def takes_positions(base: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(base.base_model.forward).parameters
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -101,26 +116,20 @@ def test_incremental_logits_equal_full_logits(name: str, attention: str) -> None
 
 def greedy(base: nn.Module, prompt: Tensor, ids: Tensor, mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Generates without a cache, by hand."""
-    embed, accepted = base.get_input_embeddings(), inspect.signature(base.forward).parameters
+    embed = base.get_input_embeddings()
     for _ in range(steps):
-        rows = len(ids)
-        values = [prompt.expand(rows, -1, -1), embed(ids)], [mask.new_ones(rows, LENGTH), mask]
-        if "position_ids" in accepted:  # a call that tells them has each row as it is alone
+        rows, padded = len(ids), [int(row.argmax()) for row in mask]
+        arguments = {
+            "inputs_embeds": behind(padded, prompt.expand(rows, -1, -1), embed(ids)),
+            "attention_mask": behind(padded, mask.new_ones(rows, LENGTH), mask),
+        }
+        if takes_positions(base):
             own = (mask.cumsum(-1) - 1).clamp(min=0) + LENGTH
-            positions = [torch.arange(LENGTH).expand(rows, -1), own]
-            padded = [int(row.argmax()) for row in mask]
-            values = tuple([_behind(padded, *pair)] for pair in (*values, positions))
-        longer = (torch.cat(pair, 1) for pair in values)
-        arguments = dict(zip(("inputs_embeds", "attention_mask", "position_ids"), longer, strict=False))
+            arguments["position_ids"] = behind(padded, torch.arange(LENGTH).expand(rows, -1), own)
         logits = base(**arguments, use_cache=False).logits[:, -1]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
         mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
     return ids, logits
-
-
-def _behind(padded: list[int], prompts: Tensor, own: Tensor) -> Tensor:
-    rows = zip(padded, prompts, own, strict=True)
-    return torch.stack([torch.cat([row[:count], prompt, row[count:]]) for count, prompt, row in rows])
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])

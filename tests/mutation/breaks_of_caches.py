@@ -38,8 +38,8 @@ CACHES = (
     Mutant(
         "a padded row has its prompts next to its tokens",
         "lowering/prompted_calls.py",
-        'return None if arguments.get("position_ids") is None else padding_of(arguments.get(MASK))',
-        "return None",
+        "behind = standing is Standing.BEHIND or (told and standing is Standing.AS_TOLD)",
+        "behind = False",
         f"{_PADDED}::test_it_continues_as_it_does_alone",
     ),
     Mutant(
@@ -52,8 +52,8 @@ CACHES = (
     Mutant(
         "a cache that the forward made knows of padding",
         "lowering/prompted_input.py",
-        "note_padding(cache, left_padding(arguments) if by_row else None)",
-        "note_padding(cache, None)",
+        "note_padding(cache, left_padding(arguments, standing))\n    if cache is not None:",
+        "note_padding(cache, None)\n    if cache is not None:",
         f"{_PADDED}::test_a_cache_that_the_forward_made_knows_of_padding",
     ),
     Mutant(
@@ -76,5 +76,12 @@ CACHES = (
         "return values.expand(whole).gather(axis, positions.view(shape).to(values.device).expand(taken))",
         "return torch.take_along_dim(values, positions.view(shape), axis)",
         f"{_PADDED}::test_it_is_one_graph_for_every_length",
+    ),
+    Mutant(
+        "where no positions can be told, prompts stand behind padding",
+        "lowering/extend_input.py",
+        "return Standing.AS_TOLD if POSITIONS in accepted else Standing.BEHIND",
+        "return Standing.AS_TOLD",
+        f"{_PADDED}::test_it_continues_so_where_no_positions_can_be_told",
     ),
 )
