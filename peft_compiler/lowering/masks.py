@@ -7,6 +7,7 @@ import torch
 from torch.fx import Graph, Node
 
 from peft_compiler.errors import LoweringError
+from peft_compiler.lowering.packed import BORDERS, expect_one_in_each_row
 
 SAYS_WHAT_IS_SEEN = ("attention_mask",)
 SAYS_WHAT_IS_HIDDEN = ("src_key_padding_mask", "tgt_key_padding_mask")
@@ -18,9 +19,11 @@ def mask_given(graph: Graph) -> Node | None:
     Booleans in it are true where a key is seen.
 
     Raises:
-        LoweringError: If the mask is no tensor.
+        LoweringError: If the mask is no tensor, or a row holds several sequences.
     """
     given = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    borders = {name: node for name, node in given.items() if name == BORDERS and "shape" in node.meta}
+    expect_one_in_each_row(borders, "the first and last tokens are told by rows")
     mask = next((given[name] for name in (*SAYS_WHAT_IS_SEEN, *SAYS_WHAT_IS_HIDDEN) if name in given), None)
     if mask is None:
         return None

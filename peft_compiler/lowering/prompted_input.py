@@ -27,6 +27,7 @@ from peft_compiler.lowering.hidden_positions import (
     note_padding,
     show,
 )
+from peft_compiler.lowering.packed import expect_one_in_each_row
 from peft_compiler.lowering.prompted_calls import EMBEDDINGS, MASK, POSITIONS, Arguments, left_padding
 from peft_compiler.lowering.prompted_mask import extended_mask
 
@@ -64,6 +65,7 @@ def extended(
     """
     length, cache = prompts.shape[-2], cache_in(arguments)
     first = is_empty(cache)
+    expect_one_in_each_row(arguments if first else {}, "a soft prompt stands once in each row")
     if first:
         make_room(cache, length, getattr(getattr(module, "config", None), "sliding_window", None))
         note_padding(cache, left_padding(arguments, standing))

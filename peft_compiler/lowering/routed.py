@@ -22,6 +22,7 @@ from peft_compiler.lowering.casting import accepted_by
 from peft_compiler.lowering.doubled_cache import join_new, parted
 from peft_compiler.lowering.edit import Carrier, Edit, TwoRuns, Witness
 from peft_compiler.lowering.extend_input import returning
+from peft_compiler.lowering.packed import expect_one_in_each_row
 from peft_compiler.methods import Wiring
 from peft_compiler.methods._routing import Router, given_now, giving
 from peft_compiler.plan import NAMESPACE, Insertion
@@ -103,6 +104,8 @@ def in_two_runs(forward: Callable[[nn.Module, Arguments], Any], stack: str | Non
 
     def run(module: nn.Module, arguments: Arguments, routers: list[Router]) -> Any:
         before = _RUN.states
+        cached = arguments if arguments.get("cache") is not None else {}
+        expect_one_in_each_row(cached, "a mixture of LoRAs runs twice, each time with a cache of its own")
         with parted(arguments) as firsts:
             _RUN.states = {}
             try:

@@ -4,6 +4,7 @@ from tests.mutation.mutant import Mutant
 
 _HIDDEN = "lowering/test_hidden_positions.py"
 _PADDED = "lowering/test_behind_padding.py"
+_PACKED = "lowering/test_packed.py"
 _INPUT = "lowering/test_extend_input.py"
 
 CACHES = (
@@ -83,5 +84,19 @@ CACHES = (
         "return Standing.AS_TOLD if POSITIONS in accepted else Standing.BEHIND",
         "return Standing.AS_TOLD",
         f"{_PADDED}::test_it_continues_so_where_no_positions_can_be_told",
+    ),
+    Mutant(
+        "a soft prompt refuses rows of several sequences",
+        "lowering/packed.py",
+        "if found is None and _begin_anew(arguments):",
+        "if False:",
+        f"{_PACKED}::test_what_goes_by_rows_refuses_them",
+    ),
+    Mutant(
+        "what is told by rows refuses rows of several sequences",
+        "lowering/masks.py",
+        'expect_one_in_each_row(borders, "the first and last tokens are told by rows")',
+        "pass",
+        f"{_PACKED}::test_what_goes_by_rows_refuses_them",
     ),
 )
