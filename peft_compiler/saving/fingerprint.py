@@ -50,9 +50,11 @@ class Fingerprint(BaseModel, frozen=True, extra="forbid"):
     def of(cls, model: nn.Module, weights_digest: Mapping[str, str]) -> Self:
         """Returns the fingerprint of a model, compiled or not, whose weights had these digests."""
         to_dict: Callable[[], dict[str, Any]] = getattr(getattr(model, "config", None), "to_dict", dict)
+        # JSON proper has no infinities: as themselves, they would be read back as null, another config.
+        fields = json.dumps(_essential(to_dict()), default=str)
         return cls(
             model=type(model).__name__,
-            config=json.loads(json.dumps(_essential(to_dict()), default=str)),
+            config=json.loads(fields, parse_constant=str),
             structure=structure_of(model),
             weights=digest_of_weights(weights_digest),
         )

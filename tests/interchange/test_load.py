@@ -14,7 +14,7 @@ import peft_compiler as pc
 from peft_compiler.errors import InterchangeError
 from peft_compiler.saving.save import inserted_state
 from tests import zoo
-from tests.interchange.trained import logits
+from tests.interchange.trained import logits, train
 
 QUERY = "transformer.h.0.attn.c_attn.inserted.query_lora"
 
@@ -81,6 +81,21 @@ def test_where_a_model_came_from_does_not_matter(base: nn.Module, saved: Path, t
     again.config.problem_type = "regression"
     assert torch.equal(
         logits(pc.load(again, saved, zoo.inputs("gpt2"))), logits(pc.load(base, saved, zoo.inputs("gpt2")))
+    )
+
+
+def test_a_config_may_hold_infinities(tmp_path: Path) -> None:
+    base = zoo.build("gpt2")
+    base.config.limits = (float("-inf"), 0.0, float("inf"))
+    tuned = train(pc.compile(base, "LoRA r=2 on q,v", zoo.inputs("gpt2")), seed=0)
+    pc.save(tuned, tmp_path / "adapter")
+    again = pc.load(base, tmp_path / "adapter", zoo.inputs("gpt2"))
+    assert torch.equal(logits(again), logits(tuned))
+    base.config.limits = (float("-inf"), 0.0, 1.0)
+    (problem,) = refused(base, tmp_path / "adapter").problems
+    assert problem == (
+        "the base's config has limits=['-Infinity', 0.0, 1.0], "
+        "the adapter's base had ['-Infinity', 0.0, 'Infinity']"
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 import peft_compiler as pc
 from peft_compiler.methods import DiReFT, LoReFT, Method
@@ -101,6 +102,20 @@ def test_blocks_of_every_kind_are_edited_beside_other_methods(name: str) -> None
     tuned = pc.compile(zoo.build(name), "loreft r=2 first=2; lora r=2 on q; adapters width=3 after FFN")
     stir(tuned)
     assert pc.verify(tuned).ok
+
+
+@pytest.mark.parametrize("spec", ["loreft r=2", "direft r=2 first=1"])
+def test_blocks_may_return_lists(spec: str) -> None:
+    # The first GPT's blocks give [states], or [states, attention].
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=zoo.VOCABULARY, n_embd=32, n_layer=2, n_head=4))
+    tuned = pc.compile(model.eval(), spec)
+    stir(tuned)
+    report = pc.verify(tuned)
+    assert report.ok, str(report)
+    given = tuned(**zoo.inputs("gpt2"), output_attentions=True)
+    assert torch.equal(given.logits, tuned(**zoo.inputs("gpt2")).logits)
+    assert len(given.attentions) == 2
+    assert isinstance(tuned.transformer.h[0](torch.randn(1, 3, 32)), list)
 
 
 def test_decoding_in_steps_is_promised_where_every_position_is_edited() -> None:

@@ -172,4 +172,18 @@ PROMISES = (
         "return bound.arguments",
         "test_compiling.py::test_a_forward_that_passes_on_what_it_is_given_is_compiled",
     ),
+    Mutant(
+        "a config with infinities is read back as it was",
+        "saving/fingerprint.py",
+        "json.loads(fields, parse_constant=str)",
+        "json.loads(fields)",
+        f"{LOAD}::test_a_config_may_hold_infinities",
+    ),
+    Mutant(
+        "what a module returns in a list stays one",
+        "lowering/returned.py",
+        "        return [first, *returned[1:]]",
+        "        return (first, *returned[1:])",
+        "methods/test_reft.py::test_blocks_may_return_lists",
+    ),
 )
