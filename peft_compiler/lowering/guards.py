@@ -9,6 +9,7 @@ cannot, because running the forward again would change a cache twice: it is an e
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from peft_compiler.errors import LoweringError
@@ -91,3 +92,20 @@ LATE: dict[Guard, Guard] = {guard: _after_a_change(guard) for guard in _FIRST}
 EARLY: dict[Guard, Guard] = {late: guard for guard, late in LATE.items()}
 
 GUARDS = frozenset(LATE) | frozenset(EARLY)
+
+
+def regions() -> tuple[object, ...]:
+    """Returns the modes of gradient and autocast that ops run under, which no graph can change."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def expect_regions(begun: tuple[object, ...], where: str) -> None:
+    """Checks that a forward is still under the modes which it began under.
+
+    Raises:
+        LoweringError: If it changed them itself: ops and modules of the graph would run under others.
+    """
+    if regions() != begun:
+        raise LoweringError(
+            f"{where} changes autocast or gradient mode within its forward: no graph can say that"
+        )

@@ -39,7 +39,7 @@ def expect_one_in_each_row(arguments: Mapping[str, Any], what: str) -> None:
 
 def _begin_anew(arguments: Mapping[str, Any]) -> bool:
     """Whether transformers takes the rows for packed ones by their positions. Compiled code does not look."""
-    positions = arguments.get("position_ids")
+    positions: Any = arguments.get("position_ids")
     if torch.compiler.is_compiling() or arguments.get("attention_mask") is not None:
         return False
     is_plain = isinstance(positions, Tensor) and positions.dim() == 2 and not positions.is_meta

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from peft_compiler.errors import LoweringError
 from peft_compiler.frames import CALL_IMPL, OPENED, call_chain, op_name
-from peft_compiler.lowering.guards import LATE, Guard, expect_kind, guard_of
+from peft_compiler.lowering.guards import LATE, Guard, expect_kind, expect_regions, guard_of, regions
 from peft_compiler.lowering.signature import argument_names
 from peft_compiler.lowering.snapshots import fingerprint, flat_tensors, preserved, snapshot, storage_of
 from peft_compiler.lowering.symbols import Symbol, plain_attributes, plain_values
@@ -98,7 +98,7 @@ class LocalTracer(TorchFunctionMode):
         self.thread = threading.get_ident()
         self.suspended = False
         self.changed = False
-        self.regions = _regions()
+        self.regions = regions()
 
     # ------------------------------------------------------------------ the run
 
@@ -123,7 +123,7 @@ class LocalTracer(TorchFunctionMode):
         with _LOCK, self.values.watched():
             with preserved(self.root), kept, unseen, self._children_as_leaves(), self:
                 result = run_forward(forward, self.root, positional, keywords)
-            self.graph.output(self.values.node_of(result))
+            self.values.finish(result)
         return self.graph
 
     def _placeholder(self, name: str, place: int | str, value: Any) -> Node | None:
@@ -158,6 +158,7 @@ class LocalTracer(TorchFunctionMode):
             return module.forward(*args, **kwargs)
         if name in self.opened:
             return self._go_into(name, module, args, kwargs)
+        expect_regions(self.regions, type(self.root).__name__)
         node = self.graph.call_module(name, *self.values.node_of((args, kwargs)))
         return self._stateful(node, module.forward, args, kwargs)
 
@@ -211,11 +212,7 @@ class LocalTracer(TorchFunctionMode):
 
     def _record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One op becomes one node that carries its anchor."""
-        if _regions() != self.regions:
-            where = type(self.root).__name__
-            raise LoweringError(
-                f"{where} changes autocast or gradient mode within its forward: no graph can say that"
-            )
+        expect_regions(self.regions, type(self.root).__name__)
         nodes, keywords = self.values.node_of((args, kwargs))
         # Methods that are written in Python are not in torch's own list.
         if not is_tensor_method_or_property(func) and getattr(Tensor, name, None) is not func:
@@ -261,10 +258,12 @@ class LocalTracer(TorchFunctionMode):
         self, node: Node, function: Callable[..., Any], args: Any, kwargs: Any, owner: object = None
     ) -> Any:
         """Runs something that may write into the objects given to it, and notes whether it did."""
-        args, kwargs = plain_values((args, kwargs))
+        given = args, kwargs
+        args, kwargs = plain_values(given)
         objects = (owner, *(value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor)))
         before = fingerprint(objects)
-        result = self._quietly(function, args, kwargs)
+        with self.values.written.below(node, given, (args, kwargs)):
+            result = self._quietly(function, args, kwargs)
         self.changed = self.changed or fingerprint(objects) != before
         return self.values.shown(node, result, countable=True)
 
@@ -294,7 +293,3 @@ class LocalTracer(TorchFunctionMode):
         )
         if in_place and any(storage_of(tensor) in self.outer_storages for tensor in flat_tensors(args[:1])):
             self.changed = True
-
-
-def _regions() -> tuple[object, ...]:
-    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")

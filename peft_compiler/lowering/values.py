@@ -15,6 +15,7 @@ from peft_compiler.errors import LoweringError
 from peft_compiler.lowering.guards import expect_length
 from peft_compiler.lowering.made import Making, is_made, unwatch, watch
 from peft_compiler.lowering.symbols import FloatSymbol, IntSymbol, Method, ObjectSymbol, Symbol
+from peft_compiler.lowering.written import Written
 
 if TYPE_CHECKING:
     from peft_compiler.lowering.trace import LocalTracer
@@ -58,6 +59,7 @@ class ValueMap:
         self.sizes_of: dict[Node, Sizes] = {}
         self.constants: list[Constant] = []
         self.made: list[object] = []
+        self.written = Written(self)
 
     def shown(self, node: Node, value: Any, countable: bool = False, settled: bool = False) -> Any:
         """Returns what the forward sees of `node`: tensors as they are, numbers and objects as symbols.
@@ -87,18 +89,25 @@ class ValueMap:
         ):
             if countable:
                 self.tracer.guard(expect_length, node, len(value))
-            items = [self._item(node, index, item, countable, settled) for index, item in enumerate(value)]
-            return _rebuilt(value, items)
+            items = [self.item(node, index, item, countable, settled) for index, item in enumerate(value)]
+            return self.written.noted(node, _rebuilt(value, items)) if settled else _rebuilt(value, items)
         # A dict that an object holds may be written to, as where a cache notes what is in it.
         if type(value) is dict and node.target is not getattr:
-            return {key: self._item(node, key, item, countable, settled) for key, item in value.items()}
+            entries = {key: self.item(node, key, item, countable, settled) for key, item in value.items()}
+            return self.written.noted(node, entries) if settled else entries
         kind = (
             IntSymbol if isinstance(value, int) else FloatSymbol if isinstance(value, float) else ObjectSymbol
         )
         return kind(node, value, self.tracer)
 
-    def _item(self, node: Node, key: Any, item: Any, countable: bool, settled: bool) -> Any:
+    def item(self, node: Node, key: Any, item: Any, countable: bool = False, settled: bool = False) -> Any:
+        """Returns what the forward sees of an item of what `node` gives."""
         return self.shown(self.graph.call_function(operator.getitem, (node, key)), item, countable, settled)
+
+    def finish(self, result: Any) -> None:
+        """Lets the graph return `result`, after what the forward wrote to containers that it was given."""
+        self.written.finish()
+        self.graph.output(self.node_of(result))
 
     def sizes(self, tensor: Tensor) -> "Sizes":
         """Returns the sizes of `tensor` as symbols, the same ones each time it is asked."""

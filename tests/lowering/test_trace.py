@@ -182,6 +182,22 @@ class Quiet(nn.Module):
             return x * 2
 
 
+class Lowered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.inner(x)
+        return x + y.float()
+
+
+def test_a_change_of_modes_around_a_child_is_refused() -> None:
+    with pytest.raises(LoweringError, match="Lowered changes autocast or gradient mode within its forward"):
+        LocalTracer(Lowered()).trace(Lowered.forward, (torch.ones(1, 2),), {})
+
+
 def test_a_change_of_gradient_mode_is_refused() -> None:
     with pytest.raises(LoweringError, match="Quiet changes autocast or gradient mode within its forward"):
         LocalTracer(Quiet()).trace(Quiet.forward, (torch.ones(2),), {})

@@ -186,4 +186,11 @@ PROMISES = (
         "        return (first, *returned[1:])",
         "methods/test_reft.py::test_blocks_may_return_lists",
     ),
+    Mutant(
+        "autocast around a child is not lost",
+        "lowering/trace.py",
+        "expect_regions(self.regions, type(self.root).__name__)\n        node = self.graph.call_module",
+        "node = self.graph.call_module",
+        "lowering/test_trace.py::test_a_change_of_modes_around_a_child_is_refused",
+    ),
 )

@@ -278,4 +278,18 @@ REWRITING = (
         "if name in ():",
         "architectures/test_nested_attention.py::test_prompts_do_the_same_in_both",
     ),
+    Mutant(
+        "what a forward writes to a list that it was given is there for its caller",
+        "lowering/written.py",
+        "self.values.graph.call_function(fill, (node, self.values.node_of(container)))",
+        "pass",
+        "lowering/test_written_arguments.py",
+    ),
+    Mutant(
+        "what is written to a list below a forward is seen in it",
+        "lowering/written.py",
+        "if _differs(ran[place], was[place]):",
+        "if False:",
+        "lowering/test_written_arguments.py::test_what_is_written_below_is_seen_and_handed_on",
+    ),
 )
