@@ -47,7 +47,18 @@ def losses(model: nn.Module, ids: Tensor) -> list[float]:
             torch.distributed.all_reduce(mean)
             mean /= torch.distributed.get_world_size()
         found.append(mean.item())
+    settle()
     return found
+
+
+def settle() -> None:
+    """Waits for the other process, so that gloo's threads let go of what they reduced.
+
+    They take the interpreter's lock for that. A DistributedDataParallel that is collected at the end of a
+    process waits for these threads, and keeps the lock: without a pause before, each may wait for the other.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def distributed(model: Any) -> nn.Module:
