@@ -166,6 +166,11 @@ def fixed_size(cache: Any) -> int | None:
     return max(sizes, default=None)
 
 
+def holds_keys_alone(cache: Any) -> bool:
+    """Whether no layer of a cache keeps a state in place of keys, and reads a mask of its tokens alone."""
+    return all(hasattr(layer, "get_seq_length") for layer in getattr(cache, "layers", ()))
+
+
 def make_room(cache: Any, length: int, window: int | None) -> None:
     """Makes an empty cache of a fixed size larger by `length`; layers that slide, up to their `window`."""
     fixed = [layer for layer in getattr(cache, "layers", ()) if hasattr(layer, "max_cache_len")]

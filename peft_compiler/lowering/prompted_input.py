@@ -22,6 +22,7 @@ from peft_compiler.lowering.hidden_positions import (
     cache_in,
     fixed_size,
     hide,
+    holds_keys_alone,
     is_empty,
     make_room,
     note_padding,
@@ -29,7 +30,7 @@ from peft_compiler.lowering.hidden_positions import (
 )
 from peft_compiler.lowering.packed import expect_one_in_each_row
 from peft_compiler.lowering.prompted_calls import EMBEDDINGS, MASK, POSITIONS, Arguments, left_padding
-from peft_compiler.lowering.prompted_mask import extended_mask
+from peft_compiler.lowering.prompted_mask import as_long_as, extended_mask
 
 
 def by_name(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
@@ -77,7 +78,9 @@ def extended(
         if value is None:
             continue
         if name == MASK:
-            changed[name] = extended_mask(value, length, first, fixed_size(cache), padding)
+            size = fixed_size(cache)
+            longer = extended_mask(value, length, first, size is not None, padding)
+            changed[name] = as_long_as(longer, size) if holds_keys_alone(cache) else longer
         elif name == POSITIONS:
             changed[name] = _extended_positions(value, length, first, padding)
         elif name == "cache_position":  # tells where positions lie, whatever they are

@@ -38,7 +38,7 @@ def padding_of(mask: Any) -> Tensor | None:
 
 
 def extended_mask(
-    mask: Any, length: int, first: bool, size: int | None = None, padding: Tensor | None = None
+    mask: Any, length: int, first: bool, fixed: bool = False, padding: Tensor | None = None
 ) -> Any:
     """Returns a mask for `length` more keys, which are seen, and on the first call as many more queries.
 
@@ -47,11 +47,11 @@ def extended_mask(
             None where no more than later keys are hidden.
         length: Number of prompts.
         first: Whether the prompts are part of the call, not of a cache.
-        size: Positions that fit into the cache, where that is fixed.
+        fixed: Whether the cache has a fixed size.
         padding: Positions before the prompts of each row (batch), or None for none.
     """
     if isinstance(mask, Mapping):
-        masks: list[Any] = [extended_mask(each, length, first, size, padding) for each in mask.values()]
+        masks: list[Any] = [extended_mask(each, length, first, fixed, padding) for each in mask.values()]
         # Made for a cache of a fixed size, all say the same; the forward makes them anew from one.
         made = next((each for each in masks if each is not None), None)
         return made if made is not None and made.dim() == 2 else dict(zip(mask, masks, strict=True))
@@ -62,16 +62,25 @@ def extended_mask(
             f"a soft prompt cannot extend a mask of type {type(mask).__name__}; pass a tensor"
         )
     if mask.dim() == 2:
-        keys = behind_padding(functional.pad(mask, (length, 0), value=1), padding, length, 1)
-        return functional.pad(keys, (0, max(0, (size or 0) - keys.shape[1])))
-    if first and size is not None:
+        return behind_padding(functional.pad(mask, (length, 0), value=1), padding, length, 1)
+    if first and fixed:
         # Made in advance for the cache: it says no more than which keys are padding.
         keys = visible_in(mask).diagonal(dim1=-2, dim2=-1)[:, 0].long()
-        return extended_mask(keys, length, first, size, padding)
+        return extended_mask(keys, length, first, fixed, padding)
     longer = functional.pad(mask, (length, 0), value=seen_in(mask))
     if first:
         longer = behind_padding(torch.cat([_of_prompts(mask, length), longer], -2), padding, length, 2)
     return behind_padding(longer, padding, length, 3)
+
+
+def as_long_as(mask: Any, size: int | None) -> Any:
+    """Returns a mask for keys (batch, T) as long as a cache of a fixed size, whose last keys nobody sees.
+
+    Some models take the number of keys from it, as for the distances of ALiBi.
+    """
+    if size is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return mask
+    return functional.pad(mask, (0, max(0, size - mask.shape[1])))
 
 
 def _of_prompts(mask: Tensor, length: int) -> Tensor:

@@ -85,8 +85,9 @@ def test_it_continues_so_where_layers_have_a_state() -> None:
         JambaForCausalLM(JambaConfig(vocab_size=99, **sizes, **mamba, **kinds)), "prompt length=3"
     )
     together, alone = batch()
-    found = continued(model.eval(), together)
-    torch.testing.assert_close(found, continued(model, alone), atol=1e-5, rtol=1e-5)
+    for settings in ({}, {"cache_implementation": "static"}):
+        found = continued(model.eval(), together, **settings)
+        torch.testing.assert_close(found, continued(model, alone), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])

@@ -99,4 +99,18 @@ CACHES = (
         "pass",
         f"{_PACKED}::test_what_goes_by_rows_refuses_them",
     ),
+    Mutant(
+        "layers with a state beside a fixed cache are given a mask of their tokens",
+        "lowering/prompted_input.py",
+        "as_long_as(longer, size) if holds_keys_alone(cache) else longer",
+        "as_long_as(longer, size)",
+        f"{_PADDED}::test_it_continues_so_where_layers_have_a_state",
+    ),
+    Mutant(
+        "a mask is as long as a cache of a fixed size",
+        "lowering/prompted_input.py",
+        "as_long_as(longer, size) if holds_keys_alone(cache) else longer",
+        "longer",
+        f"{_INPUT}::test_generating_with_a_cache_equals_generating_by_hand",
+    ),
 )
